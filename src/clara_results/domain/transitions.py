@@ -1,0 +1,186 @@
+"""How a task moves: the one place that picks a task's next state.
+
+The table is that of docs/reference/states.md. Every caller reads a task's Situation, asks ``decide`` what an
+event makes of it, and writes the Decision under the state and attempt it read; nothing else picks a state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from clara_results.domain.backoff import backoff
+from clara_results.domain.tasks import Counts, State
+from clara_results.errors import FilesUnaccounted, IllegalTransition
+
+UNAVAILABLE_CAP = timedelta(seconds=60)
+"""The longest wait of a task whose destination is unavailable: it is due soon after the receiver is back."""
+
+
+class Event(StrEnum):
+    """What can happen to a task."""
+
+    CLAIMED = "claimed"
+    SETTLED = "settled"
+    """Its agent is through with it: every file has an outcome."""
+    UNAVAILABLE = "unavailable"
+    """Its agent could not reach the destination as a whole."""
+    LEASE_EXPIRED = "lease-expired"
+    RELEASED = "released"
+    RETRIED = "retried"
+    """A person asked for another try."""
+    CANCELED = "canceled"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How failures are repeated.
+
+    Attributes:
+        first_delay: Back-off after the first failure; it doubles with each.
+        max_delay: The longest back-off.
+        give_up: How long a destination may stay unavailable before its task is Failed.
+        random: Source of numbers from 0 up to 1, for jitter.
+    """
+
+    first_delay: timedelta
+    max_delay: timedelta
+    give_up: timedelta
+    random: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a decision depends on.
+
+    Attributes:
+        state: The task's state now.
+        retries: Retries used so far.
+        max_retries: Retries allowed.
+        counts: Its files by outcome.
+        unavailable_since: When its destination was first found unavailable in the present row of such finds.
+        unavailable_times: How often in that row.
+    """
+
+    state: State
+    retries: int
+    max_retries: int
+    counts: Counts
+    unavailable_since: datetime | None = None
+    unavailable_times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the task.
+
+    Attributes:
+        state: Its next state.
+        retries: Retries used from now on.
+        due_at: When it may be claimed, if Pending.
+        unavailable_since: As in Situation.
+        unavailable_times: As in Situation.
+        why: Stable code of the reason if it is Failed, or Pending again after a failure; else None.
+    """
+
+    state: State
+    retries: int
+    due_at: datetime | None = None
+    unavailable_since: datetime | None = None
+    unavailable_times: int = 0
+    why: str | None = None
+
+
+_FROM: dict[Event, frozenset[State]] = {
+    Event.CLAIMED: frozenset({State.PENDING}),
+    Event.SETTLED: frozenset({State.IN_PROGRESS}),
+    Event.UNAVAILABLE: frozenset({State.IN_PROGRESS}),
+    Event.LEASE_EXPIRED: frozenset({State.IN_PROGRESS}),
+    Event.RELEASED: frozenset({State.IN_PROGRESS}),
+    Event.RETRIED: frozenset({State.FAILED}),
+    Event.CANCELED: frozenset({State.PENDING, State.IN_PROGRESS}),
+}
+
+
+def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) -> Decision:
+    """Return what an event makes of a task.
+
+    Args:
+        now_is: The task as it stands; for SETTLED, UNAVAILABLE and RELEASED with the report's outcomes counted.
+        event: What happened.
+        now: The time of day.
+        policy: How failures are repeated.
+
+    Raises:
+        IllegalTransition: The task's state does not allow the event.
+        FilesUnaccounted: SETTLED, but a file has no outcome.
+    """
+    if now_is.state not in _FROM[event]:
+        allowed = " or ".join(sorted(_FROM[event]))
+        raise IllegalTransition(
+            f"the task is {now_is.state}; only a task that is {allowed} can be {event}"
+        )
+    match event:
+        case Event.CLAIMED:
+            return Decision(
+                State.IN_PROGRESS,
+                now_is.retries,
+                unavailable_since=now_is.unavailable_since,
+                unavailable_times=now_is.unavailable_times,
+            )
+        case Event.SETTLED:
+            return _settled(now_is, now, policy)
+        case Event.UNAVAILABLE:
+            return _unavailable(now_is, now, policy)
+        case Event.LEASE_EXPIRED:
+            return _again(now_is, now, "lease-expired")
+        case Event.RELEASED:
+            return Decision(
+                State.PENDING,
+                now_is.retries,
+                due_at=now,
+                unavailable_since=now_is.unavailable_since,
+                unavailable_times=now_is.unavailable_times,
+            )
+        case Event.RETRIED:
+            return Decision(State.PENDING, 0, due_at=now)
+        case Event.CANCELED:
+            return Decision(State.CANCELED, now_is.retries)
+
+
+def _settled(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
+    counts = now_is.counts
+    if counts.pending:
+        raise FilesUnaccounted(
+            f"{counts.pending} of the task's {counts.total} files have no outcome"
+        )
+    if counts.retry:
+        delay = backoff(now_is.retries, policy.first_delay, policy.max_delay, policy.random)
+        return _again(now_is, now + delay, "files-to-retry")
+    if counts.rejected:
+        return Decision(State.FAILED, now_is.retries, why="files-rejected")
+    if not counts.delivered:
+        return Decision(State.FAILED, now_is.retries, why="nothing-delivered")
+    return Decision(State.SUCCEEDED, now_is.retries)
+
+
+def _unavailable(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
+    since = now_is.unavailable_since or now
+    if now - since >= policy.give_up:
+        return Decision(State.FAILED, now_is.retries, why="destination-unavailable")
+    cap = min(UNAVAILABLE_CAP, policy.max_delay)
+    delay = backoff(now_is.unavailable_times, policy.first_delay, cap, policy.random)
+    return Decision(
+        State.PENDING,
+        now_is.retries,
+        due_at=min(now + delay, since + policy.give_up),
+        unavailable_since=since,
+        unavailable_times=now_is.unavailable_times + 1,
+        why="destination-unavailable",
+    )
+
+
+def _again(now_is: Situation, due_at: datetime, why: str) -> Decision:
+    if now_is.retries >= now_is.max_retries:
+        return Decision(State.FAILED, now_is.retries, why=why)
+    return Decision(State.PENDING, now_is.retries + 1, due_at=due_at, why=why)

@@ -1,0 +1,84 @@
+"""JSON for the wire dataclasses: camelCase names, RFC 3339 times, nothing else."""
+
+import dataclasses
+import enum
+import functools
+import json
+import types
+import typing
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def camel(name: str) -> str:
+    """Return a Python field's name as JSON spells it: ``job_id`` → ``jobId``."""
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+LENIENT = {"alias_generator": camel, "populate_by_name": False, "extra": "ignore"}
+"""pydantic's view of a body that the original's clients send: what it does not know is passed over."""
+STRICT = LENIENT | {"extra": "forbid"}
+"""pydantic's view of a body that only our clients send: a misspelt field is an error, not a silence."""
+
+
+def timestamp(moment: datetime) -> str:
+    """Return an aware time as RFC 3339 in UTC with microseconds: ``2026-11-22T08:30:00.000000Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def to_json(body: object) -> bytes:
+    """Return a wire dataclass (or a list of them) as JSON; fields that are None are left out."""
+    return json.dumps(_plain(body), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            camel(f.name): _plain(item)
+            for f in dataclasses.fields(value)
+            if (item := getattr(value, f.name)) is not None
+        }
+    if isinstance(value, datetime):
+        return timestamp(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """Build a wire dataclass from decoded JSON; names that it does not have are passed over.
+
+    Raises:
+        TypeError: A field without a default is missing.
+        ValueError: A value is not of its field's type.
+    """
+    return typing.cast("T", _typed(kind, value))
+
+
+@functools.cache
+def _fields(kind: type) -> list[tuple[str, str, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(f.name, camel(f.name), hints[f.name]) for f in dataclasses.fields(kind)]
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return value if value is None or len(options) != 1 else _typed(options[0], value)
+    if origin in (list, tuple):
+        return [_typed(typing.get_args(kind)[0], item) for item in value]
+    if not isinstance(kind, type):
+        return value
+    if dataclasses.is_dataclass(kind):
+        return kind(
+            **{name: _typed(hint, value[key]) for name, key, hint in _fields(kind) if key in value}
+        )
+    if issubclass(kind, datetime):
+        return datetime.fromisoformat(value)
+    if issubclass(kind, enum.Enum):
+        return kind(value)
+    return value

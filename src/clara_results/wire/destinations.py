@@ -1,0 +1,105 @@
+"""Bodies of ``/api/destinations``, ``/api/config/destinationaetitle`` and ``/api/agents``."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from clara_results.wire.codec import LENIENT, STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """A receiver that results are delivered to.
+
+    Attributes:
+        name: What ``--data`` names; compared without case.
+        kind: ``dicom`` (DIMSE, C-STORE).
+        ae_title: The called AE title, sent as written.
+        host: DNS name, IPv4 or IPv6 address.
+        port: TCP port.
+        calling_ae_title: The calling AE title; None: the agent's own.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    name: str
+    kind: str = "dicom"
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationAeTitle:
+    """A DIMSE destination in the original's shape."""
+
+    __pydantic_config__: ClassVar = LENIENT
+
+    name: str
+    ae_title: str
+    host_ip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationPage:
+    """All destinations, by name."""
+
+    items: list[Destination]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestStep:
+    """One step of a destination's test.
+
+    Attributes:
+        name: ``connect`` (TCP), ``association`` or ``echo`` (C-ECHO).
+        ok: Whether it went well.
+        milliseconds: How long it took.
+        message: What the receiver said, or why it failed and what to do.
+    """
+
+    __test__: ClassVar = False  # not a test case, whatever pytest thinks of the name
+
+    name: str
+    ok: bool
+    milliseconds: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestResult:
+    """What a destination's test found: all steps up to the first that failed."""
+
+    __test__: ClassVar = False
+
+    destination: str
+    ok: bool
+    steps: list[TestStep]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentInstance:
+    """An agent process that has asked for tasks.
+
+    Attributes:
+        agent: Its name in lower case.
+        instance: What it calls itself: host and process id.
+        version: Its User-Agent.
+        last_seen_at: When it last asked or reported.
+        holds: Tasks that it holds now.
+    """
+
+    agent: str
+    instance: str
+    version: str | None = None
+    last_seen_at: datetime
+    holds: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPage:
+    """The agent processes seen in the last day, by name."""
+
+    items: list[AgentInstance]
