@@ -1,0 +1,358 @@
+"""ResultsClient: one method a call of the HTTP contract."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote, urlencode
+
+import urllib3
+
+from clara_results import __version__
+from clara_results.errors import (
+    ClaraResultsError,
+    ExistsDifferently,
+    FieldError,
+    FilesUnaccounted,
+    LeaseLost,
+    NotFound,
+    Refused,
+    ServiceUnavailable,
+    UnsafeUri,
+)
+from clara_results.wire.codec import from_json, to_json
+from clara_results.wire.destinations import AgentPage, Destination, DestinationPage, TestResult
+from clara_results.wire.payloads import Payload
+from clara_results.wire.tasks import (
+    Changed,
+    FailureReport,
+    FilePage,
+    Job,
+    Redelivery,
+    Registered,
+    Registration,
+    Release,
+    Renewal,
+    Renewed,
+    SuccessReport,
+    Task,
+    TaskFilter,
+    TaskPage,
+)
+
+T = TypeVar("T")
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 60.0
+CHUNK = 1 << 20
+INSTANCE_HEADER = "Clara-Results-Instance"
+"""Request header in which an agent process says who it is."""
+
+_TYPED: dict[str, type[ClaraResultsError]] = {
+    kind.code: kind for kind in (LeaseLost, FilesUnaccounted, ExistsDifferently, UnsafeUri)
+}
+
+
+class ResultsClient:
+    """The Results Service at one URL. Thread-safe; connections are pooled and reused.
+
+    A call is made once: who calls decides whether and how long to try again. Every method raises
+    ServiceUnavailable when the service can't be reached or answers 5xx or 429, NotFound for 404, LeaseLost,
+    FilesUnaccounted, ExistsDifferently or UnsafeUri where the problem's code says so, and Refused for every
+    other refusal.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        instance: str | None = None,
+        connections: int = 16,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            url: Base URL of the service.
+            token: Bearer token (RFC 6750).
+            instance: What an agent process calls itself.
+            connections: Connections kept in the pool.
+            read_timeout: Seconds of silence after which an answer is no longer waited for.
+        """
+        headers = {"User-Agent": f"clara-results/{__version__}"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if instance is not None:
+            headers[INSTANCE_HEADER] = instance
+        self.url = url.rstrip("/")
+        self._read_timeout = read_timeout
+        self._pool = urllib3.PoolManager(
+            maxsize=connections,
+            headers=headers,
+            retries=False,
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout),
+        )
+
+    # Tasks
+
+    def register(self, body: Registration, idempotency_key: str | None = None) -> Registered:
+        """Register results (``POST /api/tasks``)."""
+        headers = {"Idempotency-Key": f'"{idempotency_key}"'} if idempotency_key else None
+        return self._call(Registered, "POST", "/api/tasks", body, headers=headers)
+
+    def claim(
+        self, agent: str, *, size: int = 1, wait: float = 0.0, lease: int | None = None
+    ) -> list[Task]:
+        """Claim up to ``size`` due tasks; ``wait`` seconds (at most 60) until one is due.
+
+        Args:
+            agent: Whose tasks.
+            size: 1 to 100.
+            wait: Seconds.
+            lease: Seconds of the lease.
+        """
+        query = {"size": size, "wait": wait, "lease": lease}
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=wait + self._read_timeout)
+        answer = self._send(
+            "GET", f"/api/tasks/{quote(agent)}/pending", query=query, timeout=timeout
+        )
+        return [from_json(Task, item) for item in _json(answer)]
+
+    def succeed(self, task_id: str, report: SuccessReport) -> Task:
+        """Report success."""
+        return self._call(Task, "PUT", f"/api/tasks/success/{quote(task_id)}", report)
+
+    def fail(self, task_id: str, report: FailureReport) -> Task:
+        """Report failure."""
+        return self._call(Task, "PUT", f"/api/tasks/failure/{quote(task_id)}", report)
+
+    def renew(self, task_id: str, renewal: Renewal) -> Renewed:
+        """Renew a lease and report outcomes so far; they are durable when this returns."""
+        return self._call(Renewed, "PUT", f"/api/tasks/{quote(task_id)}/lease", renewal)
+
+    def release(self, task_id: str, release: Release) -> Task:
+        """Give a claimed task back."""
+        return self._call(Task, "PUT", f"/api/tasks/{quote(task_id)}/release", release)
+
+    def tasks(self, **query: str | int | None) -> TaskPage:
+        """List tasks, newest first; ``state``, ``agent``, ``jobId``, ``payloadId``, ``destination``, ``q``, ``cursor``, ``limit``."""
+        return self._call(TaskPage, "GET", "/api/tasks", query=query)
+
+    def task(self, task_id: str) -> Task:
+        """Return one task with its attempts and history."""
+        return self._call(Task, "GET", f"/api/tasks/{quote(task_id)}")
+
+    def files(self, task_id: str, **query: str | int | None) -> FilePage:
+        """List a task's files; ``outcome``, ``cursor``, ``limit``."""
+        return self._call(FilePage, "GET", f"/api/tasks/{quote(task_id)}/files", query=query)
+
+    def retry(self, task_id: str) -> Task:
+        """Put a Failed task back to Pending."""
+        return self._call(Task, "POST", f"/api/tasks/{quote(task_id)}/retry")
+
+    def cancel(self, task_id: str) -> Task:
+        """Cancel an unfinished task."""
+        return self._call(Task, "POST", f"/api/tasks/{quote(task_id)}/cancel")
+
+    def redeliver(self, task_id: str, body: Redelivery) -> Task:
+        """Send all files of a finished task once more, as a new task."""
+        return self._call(Task, "POST", f"/api/tasks/{quote(task_id)}/redeliver", body)
+
+    def retry_all(self, which: TaskFilter) -> Changed:
+        """Put all Failed tasks of a filter back to Pending."""
+        return self._call(Changed, "POST", "/api/tasks/retry", which)
+
+    def cancel_all(self, which: TaskFilter) -> Changed:
+        """Cancel all unfinished tasks of a filter."""
+        return self._call(Changed, "POST", "/api/tasks/cancel", which)
+
+    def job(self, job_id: str) -> Job:
+        """Return a job's tasks and whether its results are delivered."""
+        return self._call(Job, "GET", f"/api/jobs/{quote(job_id, safe='')}")
+
+    # Payloads
+
+    def has_file(self, payload_id: str, uri: str, size: int, sha256: str) -> bool:
+        """Tell whether the payload holds that very content at that URI."""
+        try:
+            answer = self._send("HEAD", _file_path(payload_id, uri))
+        except NotFound:
+            return False
+        etag = answer.headers.get("ETag", "").strip('"')
+        return answer.headers.get("Content-Length") == str(size) and etag == sha256
+
+    def put_file(
+        self, payload_id: str, uri: str, content: BinaryIO, size: int, digest: str
+    ) -> None:
+        """Upload a file; the service checks it before it is there.
+
+        Args:
+            payload_id: Into which payload.
+            uri: Its path there.
+            content: Read from its present position.
+            size: Bytes to be sent.
+            digest: Its SHA-256 in the form of RFC 9530, ``sha-256=:BASE64:``.
+        """
+        headers = {
+            "Content-Length": str(size),
+            "Content-Digest": digest,
+            "Content-Type": "application/octet-stream",
+        }
+        self._send("PUT", _file_path(payload_id, uri), content=content, headers=headers)
+
+    @contextmanager
+    def get_file(self, payload_id: str, uri: str) -> Iterator[Iterator[bytes]]:
+        """Download a file; yields its bytes in pieces.
+
+        Raises:
+            ServiceUnavailable: The connection broke; what came before is not the whole file.
+        """
+        answer = self._send("GET", _file_path(payload_id, uri), preload=False)
+        try:
+            yield _pieces(answer)
+        finally:
+            answer.close()
+            answer.release_conn()
+
+    def payload(self, payload_id: str) -> Payload:
+        """List a payload's files."""
+        return self._call(Payload, "GET", f"/api/payloads/{quote(payload_id)}")
+
+    # Destinations, agents, health
+
+    def destinations(self) -> list[Destination]:
+        """Return all destinations, by name."""
+        return self._call(DestinationPage, "GET", "/api/destinations").items
+
+    def destination(self, name: str) -> Destination:
+        """Return one destination."""
+        return self._call(Destination, "GET", _destination_path(name))
+
+    def add_destination(self, body: Destination) -> Destination:
+        """Add a destination."""
+        return self._call(Destination, "POST", "/api/destinations", body)
+
+    def replace_destination(self, name: str, body: Destination) -> Destination:
+        """Change a destination; its name may change too."""
+        return self._call(Destination, "PUT", _destination_path(name), body)
+
+    def remove_destination(self, name: str) -> None:
+        """Remove a destination."""
+        self._send("DELETE", _destination_path(name))
+
+    def test_destination(self, name: str) -> TestResult:
+        """Have the service test whether a destination answers."""
+        return self._call(TestResult, "POST", f"{_destination_path(name)}/test")
+
+    def agents(self) -> AgentPage:
+        """Return the agent processes seen."""
+        return self._call(AgentPage, "GET", "/api/agents")
+
+    def ready(self) -> None:
+        """Return if the service is ready, else raise ServiceUnavailable."""
+        self._send("GET", "/health/ready")
+
+    # How all of them go out
+
+    def _call(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> T:
+        answer = self._send(
+            method,
+            path,
+            content=None if body is None else to_json(body),
+            query=query,
+            headers=({"Content-Type": "application/json"} if body is not None else {})
+            | (headers or {}),
+        )
+        return from_json(kind, _json(answer))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | BinaryIO | None = None,
+        query: Mapping[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: urllib3.Timeout | None = None,
+        preload: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        fields = {key: str(value) for key, value in (query or {}).items() if value is not None}
+        url = self.url + path + ("?" + urlencode(fields) if fields else "")
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        try:
+            answer = self._pool.request(
+                method,
+                url,
+                body=content,
+                headers={**self._pool.headers, **(headers or {})},
+                preload_content=preload,
+                redirect=False,
+                **options,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise ServiceUnavailable(
+                f"the Results Service at {self.url} does not answer: {_reason(error)}"
+            ) from error
+        if answer.status >= 300:
+            raise _problem(answer, f"{method} {path}")
+        return answer
+
+
+def _file_path(payload_id: str, uri: str) -> str:
+    return f"/api/payloads/{quote(payload_id)}/files/{quote(uri)}"
+
+
+def _destination_path(name: str) -> str:
+    return f"/api/destinations/{quote(name, safe='')}"
+
+
+def _pieces(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    try:
+        yield from answer.stream(CHUNK, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise ServiceUnavailable(f"a download broke off: {_reason(error)}") from error
+
+
+def _json(answer: urllib3.BaseHTTPResponse) -> Any:
+    try:
+        return json.loads(answer.data)
+    except ValueError as error:
+        raise ServiceUnavailable(
+            f"the answer to {answer.url} is not JSON: is that a Results Service?"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong without urllib3's object addresses."""
+    inner = getattr(error, "reason", None) or error
+    return str(inner).split(": ", 1)[-1]
+
+
+def _problem(answer: urllib3.BaseHTTPResponse, call: str) -> ClaraResultsError:
+    """Map an RFC 9457 problem, or whatever else a refusal holds, to an error of ours."""
+    try:
+        problem = json.loads(answer.data or b"{}")
+        detail = str(problem.get("detail") or problem.get("title") or "")
+        code = str(problem.get("code") or "")
+        errors = [
+            FieldError(str(e["field"]), str(e["message"])) for e in problem.get("errors") or ()
+        ]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        detail, code, errors = "", "", []
+    message = detail or f"{call} was answered with {answer.status} {answer.reason or ''}".rstrip()
+    if answer.status >= 500 or answer.status == 429:
+        return ServiceUnavailable(f"the Results Service says {answer.status}: {message}")
+    if answer.status == 404:
+        return NotFound(message, code=code or None)
+    if code in _TYPED:
+        return _TYPED[code](message, errors=errors)
+    return Refused(message, code=code or "refused", status=answer.status, errors=errors)

@@ -1,0 +1,314 @@
+"""All settings, what they mean, and where their values come from: flag, else environment, else file, else default.
+
+A setting ``retry_delay`` is the flag ``--retry-delay`` of the commands that use it, the environment variable
+``CLARA_RESULTS_RETRY_DELAY``, and the key ``retry_delay`` of the TOML file that ``--config`` (or
+``CLARA_RESULTS_CONFIG``) names. All are checked together, and all that is wrong is said at once.
+
+Kubernetes gives every container variables for every service of its namespace, among them
+``CLARA_RESULTS_PORT=tcp://10.0.0.1:8088`` if a service is called clara-results. They are not settings: a
+value of that shape is passed over.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clara_results.domain import names
+from clara_results.errors import ClaraResultsError, FieldError, SettingsInvalid
+
+PREFIX = "CLARA_RESULTS_"
+SERVICE_HOST = "CLARA_RESULTSSERVICE_SERVICE_HOST"
+SERVICE_PORT = "CLARA_RESULTSSERVICE_SERVICE_PORT"
+DEFAULT_DATA = Path("~/.local/share/clara-results")
+LOG_FORMATS = ("auto", "console", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_KUBERNETES_LINK = re.compile(r"(?:tcp|udp|sctp)://", re.ASCII)
+_KUBERNETES_NAME = re.compile(
+    r"CLARA_RESULTS_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)\w*)?)"
+)
+
+
+def _setting(default: Any, text: str, *, secret: bool = False, least: float | None = None) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": text, "secret": secret, "least": least}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of every command; ``load`` makes one."""
+
+    service: str | None = _setting(
+        None, "URL of the Results Service; if not given, made of the platform's "
+        f"{SERVICE_HOST} and {SERVICE_PORT}, else http://127.0.0.1:8088"
+    )  # fmt: skip
+    token: str | None = _setting(None, "bearer token for the service", secret=True)
+    token_file: Path | None = _setting(None, "file that holds the bearer token")
+    data: Path = _setting(DEFAULT_DATA, "folder of the service's database and payloads")
+    host: str = _setting("127.0.0.1", "address that the service listens on")
+    port: int = _setting(8088, "port that the service listens on; 0: any free one", least=0)
+    insecure: bool = _setting(
+        False, "listen beyond loopback although anyone who reaches the port may do anything"
+    )
+    database: str | None = _setting(
+        None, "sqlite:///PATH; if not given, clara-results.db in the data folder"
+    )
+    payloads: Path | None = _setting(
+        None, "folder of the payloads; the service's is in the data folder if not given"
+    )
+    retry_delay: float = _setting(
+        30.0, "seconds before a failed delivery's first retry; doubled with each", least=0.0
+    )
+    retry_delay_max: float = _setting(3600.0, "longest seconds between retries", least=0.0)
+    max_retries: int = _setting(3, "retries of a task that does not say", least=0)
+    give_up: float = _setting(
+        259200.0, "seconds for which a destination may be unavailable before its tasks fail", least=0.0
+    )  # fmt: skip
+    lease: int = _setting(60, "seconds of an agent's lease on a task", least=1)
+    parallel: int = _setting(4, "tasks that an agent delivers side by side", least=1)
+    ae_title: str = _setting("ClaraSCU", "the DICOM agent's calling AE title, and its agent name")
+    connect_timeout: float = _setting(
+        10.0, "seconds for a TCP connection to a receiver", least=0.01
+    )
+    association_timeout: float = _setting(30.0, "seconds for a receiver to accept an association", least=0.01)  # fmt: skip
+    dimse_timeout: float = _setting(60.0, "seconds for a receiver to answer an instance", least=0.01)  # fmt: skip
+    timeout: float = _setting(
+        120.0, "seconds for which a registration is tried while the service is away", least=0.0
+    )
+    log_format: str = _setting("auto", "json, console, or auto: console on a terminal")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, with the default filled in."""
+        return self.database or f"sqlite:///{self.data / 'clara-results.db'}"
+
+    @property
+    def payload_folder(self) -> Path:
+        """The service's payload folder, with the default filled in."""
+        return self.payloads or self.data / "payloads"
+
+    @property
+    def service_url(self) -> str:
+        """The service's URL, with the default filled in."""
+        return self.service or "http://127.0.0.1:8088"
+
+    def bearer_token(self) -> str | None:
+        """Return the token for the service, from the setting or the file.
+
+        Raises:
+            SettingsInvalid: The file can't be read, or is empty.
+        """
+        if self.token is not None or self.token_file is None:
+            return self.token
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsInvalid(f"token_file {self.token_file} can't be read: {error}") from error
+        if not token:
+            raise SettingsInvalid(f"token_file {self.token_file} is empty")
+        return token
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and for each where its value came from.
+
+    Attributes:
+        settings: The values.
+        sources: For each setting's name: ``flag``, ``environment NAME``, ``file PATH`` or ``default``.
+        notes: What was passed over, for ``config show``.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+_HINTS = typing.get_type_hints(Settings)
+
+
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None
+) -> Loaded:
+    """Gather the settings from all their sources and check them as a whole.
+
+    Args:
+        flags: Values given on the command line by setting's name; None: not given.
+        environment: The process's environment.
+        config: TOML file; None: the one that ``CLARA_RESULTS_CONFIG`` names, if any.
+
+    Raises:
+        SettingsInvalid: One or more values are wrong; ``errors`` has each, the message all of them.
+    """
+    faults: list[FieldError] = []
+    notes: list[str] = []
+    raw: dict[str, tuple[Any, str]] = {}
+    path = config or (Path(p) if (p := environment.get(PREFIX + "CONFIG")) else None)
+    if path is not None:
+        raw.update(_from_file(path, faults))
+    raw.update(_from_environment(environment, notes))
+    raw.update({name: (value, "flag") for name, value in flags.items() if value is not None})
+    values: dict[str, Any] = {}
+    for name, (value, source) in raw.items():
+        try:
+            values[name] = _checked(name, value)
+        except (ValueError, ClaraResultsError) as error:
+            faults.append(FieldError(name, f"{error} (from {source})"))
+    if faults:
+        listing = "\n".join(f"  {fault.field}: {fault.message}" for fault in faults)
+        raise SettingsInvalid(f"settings that can't be used:\n{listing}", errors=faults)
+    values.setdefault("data", DEFAULT_DATA.expanduser())
+    sources = {name: raw[name][1] if name in raw else "default" for name in FIELDS}
+    return Loaded(Settings(**values), sources, tuple(notes))
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def _from_file(path: Path, faults: list[FieldError]) -> dict[str, tuple[Any, str]]:
+    import tomllib
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        faults.append(FieldError("config", f"{path} can't be read: {error}"))
+        return {}
+    found = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in FIELDS:
+            found[name] = (value, f"file {path}")
+        else:
+            faults.append(
+                FieldError(key, f"no such setting{_guess(name, FIELDS)} (from file {path})")
+            )
+    return found
+
+
+def _from_environment(
+    environment: Mapping[str, str], notes: list[str]
+) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    host, port = environment.get(SERVICE_HOST), environment.get(SERVICE_PORT)
+    if host and port:
+        address = f"[{host}]" if ":" in host else host
+        found["service"] = (
+            f"http://{address}:{port}",
+            f"environment {SERVICE_HOST}, {SERVICE_PORT}",
+        )
+    known = {variable(name): name for name in FIELDS}
+    for key, value in sorted(environment.items()):
+        if not key.startswith(PREFIX) or value == "":
+            continue
+        if _KUBERNETES_LINK.match(value) or (key not in known and _KUBERNETES_NAME.fullmatch(key)):
+            notes.append(f"{key} is Kubernetes' own variable for a service; passed over")
+        elif key in known:
+            found[known[key]] = (value, f"environment {key}")
+        elif key not in OTHER_VARIABLES:
+            notes.append(f"{key} is not a setting{_guess(key, known)}; passed over")
+    return found
+
+
+OTHER_VARIABLES = frozenset({PREFIX + "CONFIG", PREFIX + "INPUT_URIS", PREFIX + "REQUIRE_TOOLS"})
+"""Variables with our prefix that are no settings."""
+
+
+def _guess(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _checked(name: str, value: Any) -> Any:
+    kind = _HINTS[name]
+    if isinstance(kind, types.UnionType):
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    typed = _typed(kind, value)
+    least = FIELDS[name].metadata["least"]
+    if least is not None and not least <= typed < float("inf"):
+        raise ValueError(f"{typed} is out of range: at least {least}")
+    check = _CHECKS.get(name)
+    return check(typed) if check else typed
+
+
+def _typed(kind: type, value: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in words:
+            raise ValueError(f"{value!r} is neither true nor false")
+        return words[str(value).lower()]
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+        raise ValueError(f"{value!r} is not {_KINDS[kind]}")  # noqa: TRY004  (all faults are collected alike)
+    if kind is Path:
+        return Path(value).expanduser()  # type: ignore[arg-type]
+    try:
+        typed = kind(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not {_KINDS[kind]}") from None
+    if isinstance(value, float) and typed != value:
+        raise ValueError(f"{value!r} is not {_KINDS[kind]}")
+    return typed
+
+
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "true or false",
+}
+
+
+def _one_of(allowed: tuple[str, ...]) -> Any:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{value!r} is not an http or https URL such as http://results:8088")
+    _ = parts.port  # raises ValueError where it is no port
+    return value.rstrip("/")
+
+
+def _database_url(value: str) -> str:
+    if not re.match(r"sqlite:///.", value):
+        raise ValueError(f"{value.split('://')[0]!r} database: give sqlite:///PATH")
+    return value
+
+
+def _listen_port(value: int) -> int:
+    return value if value == 0 else names.port(value)
+
+
+def _ae_title(value: str) -> str:
+    names.agent_name(value)
+    return names.ae_title(value)
+
+
+_CHECKS: dict[str, Any] = {
+    "service": _http_url,
+    "database": _database_url,
+    "port": _listen_port,
+    "ae_title": _ae_title,
+    "log_format": _one_of(LOG_FORMATS),
+    "log_level": _one_of(LOG_LEVELS),
+}
