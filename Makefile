@@ -1,0 +1,56 @@
+# Commands for developers; `make` alone lists them. Each makes first what it needs and lacks:
+# the virtual environment .venv from the lock files, and, where root and apt-get allow, Orthanc and DCMTK.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test prove lint format lock licenses tools
+
+BIN := .venv/bin
+LOCKS := requirements-build.lock requirements-dev.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
+
+# Debian keeps Orthanc in /usr/sbin, which is not on everyone's path.
+export PATH := $(PATH):/usr/sbin
+# uv is to trust the certificate authorities that the machine trusts.
+export UV_SYSTEM_CERTS := 1
+
+help: ## list the commands
+	@echo "make COMMAND; to pass arguments on: make test ARGS='-k lease'"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+
+demo: .venv/.ready tools ## deliver a CT series and its segmentation to three receivers, and watch
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+test: .venv/.ready tools ## run all tests but the long proofs, with coverage
+	$(BIN)/pytest -n 2 -m "not prove" --cov --cov-report=term --durations=10 $(ARGS)
+
+prove: .venv/.ready tools ## run the long proofs
+	$(BIN)/pytest -m prove $(ARGS)
+
+lint: .venv/.ready ## check style, types, imports, the Dockerfile and the shell scripts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run tools/*.sh
+
+format: .venv/.ready ## mend what ruff can mend, and lay the code out
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--upgrade takes the newest
+	$(COMPILE) pyproject.toml --extra all --group dev --group examples -o requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra all -c requirements-dev.lock -o requirements.lock
+	$(COMPILE) pyproject.toml -c requirements-dev.lock -o requirements-operator.lock
+	$(COMPILE) --group pyproject.toml:build -c requirements-dev.lock -o requirements-build.lock
+
+licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
+	$(BIN)/python -m tools.third_party_licenses
+
+tools:
+	@tools/system_tools.sh
+
+.venv/.ready: $(LOCKS) pyproject.toml tools/environment.sh
+	@tools/environment.sh

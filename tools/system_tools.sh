@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Install Orthanc and DCMTK, the real receivers of tests and demo, where they are missing and root and apt-get allow.
+# Where they do not: say so and go on, since tests then skip; with CLARA_RESULTS_REQUIRE_TOOLS=1 that is a failure.
+set -euo pipefail
+
+packages=()
+command -v Orthanc >/dev/null || packages+=(orthanc orthanc-dicomweb)
+command -v dcmqrscp >/dev/null || packages+=(dcmtk)
+[ "${#packages[@]}" -gt 0 ] || exit 0
+
+give_up() {
+  echo "Not installed: ${packages[*]} ($1). Tests that need them are skipped; the demo uses its own receiver." >&2
+  if [ "${CLARA_RESULTS_REQUIRE_TOOLS:-}" = 1 ]; then exit 1; else exit 0; fi
+}
+
+[ "$(id -u)" = 0 ] || give_up "only root may install packages"
+command -v apt-get >/dev/null || give_up "there is no apt-get"
+
+# Debian starts a service as soon as its package is there, unless this file says no.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+echo "installing ${packages[*]}"
+for pause in 2 10 0; do
+  if apt-get -qq -o Acquire::Retries=3 update >/dev/null &&
+    apt-get -qq -y -o Acquire::Retries=3 --no-install-recommends install "${packages[@]}" >/dev/null; then
+    exit 0
+  fi
+  sleep "$pause"
+done
+give_up "apt-get failed"

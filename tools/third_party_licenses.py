@@ -1,0 +1,111 @@
+"""Write LICENSE-3rdParty: what the product is made of besides its own code, under which licence, with every text.
+
+The packages are those of ``requirements.lock`` that apply to this platform, as they are installed; their licences are
+what pip-licenses finds, their texts the licence and notice files that each package carries. The sample volume and
+swagger-ui, which is inside a package, are added.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+import swagger_ui_bundle
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "LICENSE-3rdParty"
+SAMPLE_DATA = ROOT / "examples" / "data" / "LICENSE-pyradiomics.txt"
+_LICENCE_FILE = re.compile(r"(licen[cs]e|notice|copying|authors)", re.IGNORECASE)
+_PIN = re.compile(r"^(?P<pin>[A-Za-z0-9][^\\\n]*?)\s*\\?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Something that is not ours.
+
+    Attributes:
+        name: Its name in lower case.
+        version: Its version.
+        licence: The licence's name, as its maker states it.
+        texts: The licence and notice files that come with it.
+    """
+
+    name: str
+    version: str
+    licence: str
+    texts: tuple[str, ...]
+
+
+def runtime_packages(lock: str) -> list[NormalizedName]:
+    """Return the names of a lock file's packages that apply to this platform and Python."""
+    pins = (Requirement(match["pin"]) for match in _PIN.finditer(lock))
+    return [canonicalize_name(pin.name) for pin in pins if not pin.marker or pin.marker.evaluate()]
+
+
+def components() -> list[Component]:
+    """Return everything that is not ours, by name.
+
+    Raises:
+        subprocess.CalledProcessError: pip-licenses failed.
+        importlib.metadata.PackageNotFoundError: A package of the lock file is not installed.
+    """
+    names = runtime_packages((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    told = subprocess.run(
+        [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    licences = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(told.stdout)}
+    found = [
+        Component(name, distribution(name).version, licences[name], _texts(name)) for name in names
+    ]
+    return sorted([*found, _swagger_ui(), _sample_volume()], key=lambda component: component.name)
+
+
+def _texts(name: str) -> tuple[str, ...]:
+    files = [
+        path
+        for path in distribution(name).files or ()
+        if ".dist-info" in path.parts[0] and _LICENCE_FILE.match(path.name)
+    ]
+    return tuple(path.read_text(encoding="utf-8").strip() for path in sorted(files))
+
+
+def _swagger_ui() -> Component:
+    version = Path(swagger_ui_bundle.swagger_ui_path).name.removeprefix("swagger-ui-")
+    notice = "Copyright 2020-2021 SmartBear Software Inc."
+    return Component("swagger-ui", version, "Apache-2.0", (notice, *_texts("swagger-ui-bundle")))
+
+
+def _sample_volume() -> Component:
+    text = SAMPLE_DATA.read_text(encoding="utf-8").strip()
+    return Component("pyradiomics sample case lung2", "3.0.1", "BSD-3-Clause", (text,))
+
+
+def render(parts: list[Component]) -> str:
+    """Return the file's text: a table of everything, then every licence text once."""
+    width = max(len(part.name) for part in parts)
+    lines = [
+        "Clara Results is made of its own code (LICENSE) and of the following, each under its own licence.",
+        "The tool that writes this file: make licenses.",
+        "",
+        *(f"{part.name:{width}}  {part.version:10}  {part.licence}" for part in parts),
+    ]
+    owners: dict[str, list[str]] = {}
+    for part in parts:
+        for text in part.texts:
+            owners.setdefault(text, []).append(f"{part.name} {part.version}")
+    for text, names in owners.items():
+        lines += ["", "", "-" * 100, ", ".join(names), "-" * 100, "", text]
+    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines()) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(components()), encoding="utf-8")
+    print(f"wrote {TARGET.name}")
