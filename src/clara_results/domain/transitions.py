@@ -102,6 +102,9 @@ _FROM: dict[Event, frozenset[State]] = {
 }
 
 
+_ENDS_AN_ATTEMPT = frozenset({Event.UNAVAILABLE, Event.LEASE_EXPIRED, Event.RELEASED})
+
+
 def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) -> Decision:
     """Return what an event makes of a task.
 
@@ -120,6 +123,8 @@ def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) 
         raise IllegalTransition(
             f"the task is {now_is.state}; only a task that is {allowed} can be {event}"
         )
+    if event in _ENDS_AN_ATTEMPT and not now_is.counts.pending + now_is.counts.retry:
+        return _settled(now_is, now, policy)  # however it ended: nothing is left to be sent
     match event:
         case Event.CLAIMED:
             return Decision(

@@ -1,0 +1,1 @@
+"""The HTTP contract: routes, and how errors become RFC 9457 problems."""

@@ -1,0 +1,215 @@
+"""``/api/tasks`` and ``/api/jobs``."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import AliasChoices, Field
+
+from clara_results.api.dependencies import EngineDep, InstanceHeader, UserAgentHeader, answer
+from clara_results.api.problems import Responses, documented
+from clara_results.domain import names
+from clara_results.domain.tasks import Outcome, State
+from clara_results.errors import InvalidInput, NotFound
+from clara_results.service import views
+from clara_results.service.queue import LEASE_RANGE, task_columns
+from clara_results.store import tasks as store
+from clara_results.wire.tasks import (
+    Changed,
+    FailureReport,
+    FilePage,
+    Job,
+    Redelivery,
+    Registered,
+    Registration,
+    Release,
+    Renewal,
+    Renewed,
+    SuccessReport,
+    Task,
+    TaskFilter,
+    TaskPage,
+)
+
+router = APIRouter(tags=["Tasks"])
+PAGE_LIMIT = 1000
+_AGAIN: Responses = {200: {"model": Registered, "description": "The same registration came before"}}
+Lease = Annotated[int | None, Query(ge=LEASE_RANGE[0], le=LEASE_RANGE[1])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureBody(FailureReport):
+    """A failure report; the original writes ``RetryLater``."""
+
+    retry_later: Annotated[bool, Field(validation_alias=AliasChoices("RetryLater", "retryLater"))]
+
+
+@router.post("/api/tasks", status_code=201, response_model=Registered, responses=_AGAIN | documented(409, 413))  # fmt: skip
+async def register(
+    engine: EngineDep,
+    body: Registration,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> Response:
+    """Register results: one task for each element of ``data``."""
+    key = idempotency_key.strip('"') if idempotency_key is not None else None
+    checked = await asyncio.to_thread(engine.registrar.checked, body, engine.payloads.stat)
+    accepted = await engine.write(lambda tx: engine.registrar.register(tx, checked, key))
+    return answer(Registered, accepted.answer, 201 if accepted.created else 200)
+
+
+@router.get("/api/tasks/{agent}/pending", response_model=list[Task], responses=documented())
+async def pending(
+    request: Request,
+    engine: EngineDep,
+    agent: str,
+    size: Annotated[int, Query(ge=1, le=100)] = 10,
+    wait: Annotated[float, Query(ge=0, le=60)] = 0.0,
+    lease: Lease = None,
+    peek: bool = False,
+    instance: InstanceHeader = None,
+    user_agent: UserAgentHeader = None,
+) -> Response:
+    """Claim due tasks: they become InProgress under a lease. ``peek`` shows them and changes nothing."""
+    name = names.agent_name(agent)
+    if peek:
+        claimed = await engine.read(lambda connection: engine.queue.peek(connection, name, size))
+    else:
+        if instance is not None:
+            await engine.see(name, instance, user_agent)
+        claimed = await engine.claim(name, size, lease, instance, wait, request.is_disconnected)
+    return answer(list[Task], claimed, headers={"Cache-Control": "no-store"})
+
+
+@router.put("/api/tasks/success/{task_id}", response_model=Task, responses=documented(404, 409))
+async def succeed(engine: EngineDep, task_id: UUID, body: SuccessReport | None = None) -> Response:
+    """Report success; without a body every file counts as delivered."""
+    report = body or SuccessReport()
+    return answer(
+        Task, await engine.write(lambda tx: engine.queue.succeed(tx, str(task_id), report))
+    )
+
+
+@router.put("/api/tasks/failure/{task_id}", response_model=Task, responses=documented(404, 409))
+async def fail(engine: EngineDep, task_id: UUID, body: FailureBody) -> Response:
+    """Report failure, in whole or in part."""
+    return answer(Task, await engine.write(lambda tx: engine.queue.fail(tx, str(task_id), body)))
+
+
+@router.put("/api/tasks/{task_id}/lease", response_model=Renewed, responses=documented(404, 409))
+async def renew(engine: EngineDep, task_id: UUID, body: Renewal) -> Response:
+    """Renew a lease; outcomes told with it are durable when this is answered."""
+    if body.seconds is not None and not LEASE_RANGE[0] <= body.seconds <= LEASE_RANGE[1]:
+        raise InvalidInput(
+            f"seconds: {body.seconds} is not within {LEASE_RANGE[0]} to {LEASE_RANGE[1]}"
+        )
+    renewed = await engine.write(lambda tx: engine.queue.renew(tx, str(task_id), body))
+    return answer(Renewed, renewed)
+
+
+@router.put("/api/tasks/{task_id}/release", response_model=Task, responses=documented(404, 409))
+async def release(engine: EngineDep, task_id: UUID, body: Release) -> Response:
+    """Give a claimed task back."""
+    return answer(Task, await engine.write(lambda tx: engine.queue.release(tx, str(task_id), body)))
+
+
+@router.get("/api/tasks", response_model=TaskPage, responses=documented())
+async def tasks(
+    engine: EngineDep,
+    state: State | None = None,
+    agent: str | None = None,
+    job_id: Annotated[str | None, Query(alias="jobId")] = None,
+    payload_id: Annotated[str | None, Query(alias="payloadId")] = None,
+    destination: str | None = None,
+    q: Annotated[str | None, Query(max_length=255)] = None,
+    cursor: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
+) -> Response:
+    """List tasks, newest first."""
+    where = task_columns(state, agent, job_id, payload_id, destination)
+    rows = await engine.read(
+        lambda connection: store.tasks_page(connection, where, q, cursor, limit + 1)
+    )
+    more = str(rows[limit - 1].id) if len(rows) > limit else None
+    page = TaskPage(items=[views.task(row) for row in rows[:limit]], next_cursor=more)
+    return answer(TaskPage, page)
+
+
+@router.get("/api/tasks/{task_id}", response_model=Task, responses=documented(404))
+async def task(engine: EngineDep, task_id: UUID) -> Response:
+    """Show one task with its attempts and history."""
+    shown = await engine.read(lambda connection: engine.queue.show(connection, str(task_id)))
+    return answer(Task, shown)
+
+
+@router.get("/api/tasks/{task_id}/files", response_model=FilePage, responses=documented(404))
+async def files(
+    engine: EngineDep,
+    task_id: UUID,
+    outcome: Outcome | None = None,
+    cursor: Annotated[int, Query(ge=-1, lt=1 << 31)] = -1,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
+) -> Response:
+    """List a task's files in the order of registration."""
+    rows = await engine.read(
+        lambda connection: (
+            store.files_page(connection, found.id, outcome, cursor, limit + 1)
+            if (found := store.by_id(connection, str(task_id))) is not None
+            else None
+        )
+    )
+    if rows is None:
+        raise NotFound(f"there is no task {task_id}", code="task-not-found")
+    more = str(rows[limit - 1].position) if len(rows) > limit else None
+    page = FilePage(items=[views.task_file(row) for row in rows[:limit]], next_cursor=more)
+    return answer(FilePage, page)
+
+
+@router.post("/api/tasks/retry", response_model=Changed, responses=documented())
+async def retry_all(engine: EngineDep, body: TaskFilter) -> Response:
+    """Put the Failed tasks of a filter back to Pending."""
+    changed = await engine.write(lambda tx: engine.queue.retry_all(tx, body))
+    return answer(Changed, Changed(changed=changed))
+
+
+@router.post("/api/tasks/cancel", response_model=Changed, responses=documented())
+async def cancel_all(engine: EngineDep, body: TaskFilter) -> Response:
+    """Cancel the unfinished tasks of a filter."""
+    changed = await engine.write(lambda tx: engine.queue.cancel_all(tx, body))
+    return answer(Changed, Changed(changed=changed))
+
+
+@router.post("/api/tasks/{task_id}/retry", response_model=Task, responses=documented(404, 409))
+async def retry(engine: EngineDep, task_id: UUID) -> Response:
+    """Put a Failed task back to Pending; files already delivered stay delivered."""
+    return answer(Task, await engine.write(lambda tx: engine.queue.retry(tx, str(task_id))))
+
+
+@router.post("/api/tasks/{task_id}/cancel", response_model=Task, responses=documented(404, 409))
+async def cancel(engine: EngineDep, task_id: UUID) -> Response:
+    """Cancel an unfinished task; whoever holds it loses its lease."""
+    return answer(Task, await engine.write(lambda tx: engine.queue.cancel(tx, str(task_id))))
+
+
+@router.post("/api/tasks/{task_id}/redeliver", status_code=201, response_model=Task, responses=documented(404, 409, 410))  # fmt: skip
+async def redeliver(engine: EngineDep, task_id: UUID, body: Redelivery | None = None) -> Response:
+    """Send all files of a finished task once more, as a new task."""
+    wanted = body or Redelivery()
+
+    def present(payload_id: str, uri: str) -> bool:
+        try:
+            engine.payloads.stat(payload_id, uri)
+        except NotFound:
+            return False
+        return True
+
+    made = await engine.write(lambda tx: engine.queue.redeliver(tx, str(task_id), wanted, present))
+    return answer(Task, made, 201)
+
+
+@router.get("/api/jobs/{job_id}", response_model=Job, responses=documented(404))
+async def job(engine: EngineDep, job_id: str) -> Response:
+    """Show a job's tasks and whether its results are delivered."""
+    shown = await engine.read(lambda connection: engine.queue.job(connection, job_id))
+    return answer(Job, shown)

@@ -1,0 +1,158 @@
+"""Destinations and agent processes: who results go to, and who carries them."""
+
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from clara_results.domain import names
+from clara_results.domain.clock import Clock
+from clara_results.errors import (
+    Conflict,
+    FieldError,
+    InvalidInput,
+    NotFound,
+)
+from clara_results.store import destinations as store
+from clara_results.store import tasks as task_store
+from clara_results.store.database import Transaction
+from clara_results.wire.destinations import AgentInstance, AgentPage, Destination, DestinationPage
+
+SHOWN_FOR = timedelta(days=1)
+KINDS = ("dicom",)
+
+
+def checked(body: Destination) -> Destination:
+    """Check a destination.
+
+    Raises:
+        InvalidInput: ``errors`` has each fault.
+    """
+    faults = []
+    for field, check in (
+        ("name", lambda: names.destination_name(body.name)),
+        ("aeTitle", lambda: names.ae_title(body.ae_title)),
+        ("host", lambda: names.host(body.host)),
+        ("port", lambda: names.port(body.port)),
+        ("callingAeTitle", lambda: body.calling_ae_title and names.ae_title(body.calling_ae_title)),
+    ):
+        try:
+            check()
+        except InvalidInput as error:
+            faults.append(FieldError(field, str(error)))
+    if body.kind not in KINDS:
+        faults.append(FieldError("kind", f"{body.kind!r} is not one of {', '.join(KINDS)}"))
+    if faults:
+        raise InvalidInput(
+            "; ".join(f.message for f in faults), code="invalid-destination", errors=faults
+        )
+    return body
+
+
+def all_destinations(connection: sa.Connection) -> DestinationPage:
+    """Return all destinations, by name."""
+    return DestinationPage(items=[_view(row) for row in store.all_destinations(connection)])
+
+
+def find(connection: sa.Connection, name: str) -> Destination:
+    """Return a destination.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    row = store.destination(connection, names.name_key(name))
+    if row is None:
+        raise _unknown(name)
+    return _view(row)
+
+
+def add(transaction: Transaction, body: Destination, clock: Clock) -> Destination:
+    """Add a checked destination.
+
+    Raises:
+        Conflict: The name is taken.
+    """
+    _free(transaction, body.name)
+    store.insert_destination(transaction.connection, _columns(body, clock))
+    return body
+
+
+def replace(transaction: Transaction, name: str, body: Destination, clock: Clock) -> Destination:
+    """Change a destination to a checked one.
+
+    Raises:
+        NotFound: There is none of that name.
+        Conflict: Its new name is taken.
+    """
+    key = names.name_key(name)
+    if names.name_key(body.name) != key:
+        _free(transaction, body.name)
+    if not store.update_destination(transaction.connection, key, _columns(body, clock)):
+        raise _unknown(name)
+    return body
+
+
+def remove(transaction: Transaction, name: str) -> Destination:
+    """Remove a destination and return what it was.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    gone = find(transaction.connection, name)
+    store.delete_destination(transaction.connection, names.name_key(name))
+    return gone
+
+
+def agents(connection: sa.Connection, clock: Clock) -> AgentPage:
+    """Return the agent processes seen in the last day, and what each holds."""
+    held: dict[tuple[str, str], list[str]] = {}
+    for agent, instance, task_id in task_store.held_by(connection):
+        held.setdefault((agent, instance), []).append(task_id)
+    rows = store.agents_since(connection, clock.now() - SHOWN_FOR)
+    return AgentPage(
+        items=[
+            AgentInstance(
+                agent=row.agent,
+                instance=row.instance,
+                version=row.version,
+                last_seen_at=row.last_seen_at,
+                holds=held.get((row.agent, row.instance), []),
+            )
+            for row in rows
+        ]
+    )
+
+
+def _free(transaction: Transaction, name: str) -> None:
+    if store.destination(transaction.connection, names.name_key(name)) is not None:
+        raise Conflict(
+            f"there is a destination {name!r} already; names compare without case",
+            code="destination-exists",
+        )
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no destination {name!r}", code="destination-not-found")
+
+
+def _columns(body: Destination, clock: Clock) -> dict[str, object]:
+    return {
+        "name_key": names.name_key(body.name),
+        "name": body.name,
+        "kind": body.kind,
+        "ae_title": body.ae_title,
+        "host": body.host,
+        "port": body.port,
+        "calling_ae_title": body.calling_ae_title,
+        "updated_at": clock.now(),
+    }
+
+
+def _view(row: store.Row) -> Destination:
+    return Destination(
+        name=row.name,
+        kind=row.kind,
+        ae_title=row.ae_title,
+        host=row.host,
+        port=row.port,
+        calling_ae_title=row.calling_ae_title,
+    )

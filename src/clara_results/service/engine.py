@@ -1,0 +1,161 @@
+"""The Results Service without its HTTP: the database, the queue, and what runs beside them."""
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from clara_results.domain.clock import Clock, SystemClock
+from clara_results.domain.transitions import RetryPolicy
+from clara_results.errors import ServiceUnavailable
+from clara_results.payloads import FolderStore
+from clara_results.service.queue import Queue
+from clara_results.service.registration import Registrar
+from clara_results.service.wakeups import Wakeups
+from clara_results.settings import Settings
+from clara_results.store import destinations as agent_store
+from clara_results.store import tasks as store
+from clara_results.store.database import Database, Transaction
+from clara_results.store.migrations import migrate
+from clara_results.wire.tasks import Task
+
+T = TypeVar("T")
+RESCUE_EVERY = 0.5
+"""Seconds between looks for leases that ran out; they are to be noticed within one."""
+RESCUE_SIZE = 200
+RECHECK = 5.0
+"""Seconds after which a waiting claim looks by itself, whether woken or not."""
+SEEN_EVERY = timedelta(seconds=10)
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One service process: open it on the event loop that it serves, close it at the end."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """Open the database, bring its tables up to date, and begin to watch leases.
+
+        Args:
+            settings: Where things are, and how failures are repeated.
+            clock: The time; None: the machine's.
+
+        Raises:
+            ServiceUnavailable: The database can't be used.
+        """
+        self.clock = clock or SystemClock()
+        self.payloads = FolderStore(settings.payload_folder)
+        self.wakeups = Wakeups(asyncio.get_running_loop())
+        policy = RetryPolicy(
+            first_delay=timedelta(seconds=settings.retry_delay),
+            max_delay=timedelta(seconds=max(settings.retry_delay_max, settings.retry_delay)),
+            give_up=timedelta(seconds=settings.give_up),
+            random=random.random,
+        )
+        self.queue = Queue(self.clock, policy, self.wakeups.wake)
+        self.registrar = Registrar(self.queue, self.clock, settings.max_retries)
+        self._database = Database(settings.database_url)
+        migrate(self._database.engine)
+        self._seen: dict[tuple[str, str], datetime] = {}
+        self.closing = threading.Event()
+        self._rescuer = threading.Thread(target=self._rescue, name="rescue", daemon=True)
+        self._rescuer.start()
+
+    async def read(self, operation: Callable[[sa.Connection], T]) -> T:
+        """Run an operation on a snapshot of the database."""
+        return await asyncio.wrap_future(self._database.read(operation))
+
+    async def write(self, operation: Callable[[Transaction], T]) -> T:
+        """Run an operation in a transaction; it is durable when this returns."""
+        return await asyncio.wrap_future(self._database.write(operation))
+
+    async def claim(
+        self,
+        agent: str,
+        size: int,
+        lease: int | None,
+        instance: str | None,
+        wait: float,
+        caller_left: Callable[[], Awaitable[bool]],
+    ) -> list[Task]:
+        """Claim due tasks; wait up to ``wait`` seconds for the first.
+
+        Args:
+            agent: Whose tasks, as ``names.agent_name`` returns it.
+            size: At most so many.
+            lease: Seconds; None: the default.
+            instance: What the claimer calls itself.
+            wait: Seconds.
+            caller_left: Tells whether anyone still waits for the answer; a task is never given to nobody.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        while True:
+            # In line first, then look: what comes in between wakes us.
+            ticket = self.wakeups.ticket(agent)
+            claimed: list[Task] = []
+            try:
+                due_at = await self.read(lambda connection: store.next_due(connection, agent))
+                now = self.clock.now()
+                if due_at is not None and due_at <= now:
+                    claimed = await self.write(
+                        lambda transaction: self.queue.claim(
+                            transaction, agent, size, lease, instance
+                        )
+                    )
+                    due_at = None
+                left = deadline - loop.time()
+                if claimed or left <= 0 or self.closing.is_set():
+                    if ticket.done() or len(claimed) == size:
+                        self.wakeups.wake(agent)  # there may be more for the next in line
+                    return claimed
+                until_due = RECHECK if due_at is None else (due_at - now).total_seconds()
+                await asyncio.wait([ticket], timeout=max(0.0, min(left, RECHECK, until_due)))
+                if await caller_left():
+                    if ticket.done():
+                        self.wakeups.wake(agent)
+                    return []
+            finally:
+                self.wakeups.drop(agent, ticket)
+
+    async def see(self, agent: str, instance: str, version: str | None) -> None:
+        """Note that an agent process is alive; at most every ten seconds it is written down."""
+        now = self.clock.now()
+        last = self._seen.get((agent, instance))
+        if last is None or now - last >= SEEN_EVERY:
+            self._seen[agent, instance] = now
+            await self.write(
+                lambda transaction: agent_store.see_agent(
+                    transaction.connection, agent, instance, version, now
+                )
+            )
+
+    def end_waiting(self) -> None:
+        """Let every waiting claim answer: the service is about to end."""
+        self.closing.set()
+        self.wakeups.wake_all()
+
+    def close(self) -> None:
+        """End all threads, after what was begun has been done."""
+        self.end_waiting()
+        self._rescuer.join()
+        self._database.close()
+
+    def _rescue(self) -> None:
+        while not self.closing.wait(RESCUE_EVERY):
+            try:
+                rescued = self._database.write(
+                    lambda transaction: self.queue.rescue(transaction, RESCUE_SIZE)
+                ).result()
+            except ServiceUnavailable as error:
+                _log.warning("leases can't be looked at: %s", error)
+                continue
+            except Exception:  # noqa: BLE001  (outermost loop of the thread: leases must go on being watched)
+                _log.exception("looking for expired leases failed")
+                continue
+            if rescued:
+                _log.info("leases ran out: %d tasks taken back", rescued)

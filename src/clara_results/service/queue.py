@@ -1,0 +1,632 @@
+"""The queue: claims under leases, reports, renewals, and what people do to tasks.
+
+Every method runs in one write transaction. A task's next state comes from ``domain.transitions.decide`` alone,
+and is written under the state and attempt that were read.
+"""
+
+import json
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from clara_results.domain import names
+from clara_results.domain.clock import Clock
+from clara_results.domain.tasks import Counts, Outcome, State
+from clara_results.domain.transitions import Decision, Event, RetryPolicy, Situation, decide
+from clara_results.errors import (
+    Gone,
+    IllegalTransition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+)
+from clara_results.service import views
+from clara_results.store import tasks as store
+from clara_results.store.database import Transaction
+from clara_results.wire.tasks import (
+    FailureReport,
+    FileOutcome,
+    Job,
+    Redelivery,
+    Release,
+    Renewal,
+    Renewed,
+    SuccessReport,
+    Task,
+    TaskFilter,
+)
+
+LEASE_RANGE = (1, 86_400)
+DEFAULT_LEASE = 3600
+"""Seconds of a claim that asks for none: the original's clients can't renew."""
+MESSAGE_LIMIT = 2000
+UNFINISHED = (State.PENDING, State.IN_PROGRESS)
+_RESULTS = {
+    Event.UNAVAILABLE: "unavailable",
+    Event.LEASE_EXPIRED: "lease-expired",
+    Event.RELEASED: "released",
+    Event.CANCELED: "canceled",
+}
+
+
+def new_task_id() -> str:
+    """Return a fresh task id: a random UUID."""
+    return str(uuid.uuid4())
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How an attempt ends: the event, and the reason that is kept with the task."""
+
+    event: Event
+    code: str | None = None
+    message: str | None = None
+
+
+class Queue:
+    """The tasks of one database."""
+
+    def __init__(
+        self, clock: Clock, policy: RetryPolicy, on_pending: Callable[[str], None]
+    ) -> None:
+        """Make a queue.
+
+        Args:
+            clock: The time.
+            policy: How failures are repeated.
+            on_pending: Called after commit with an agent's name when a task of its has become Pending.
+        """
+        self._clock = clock
+        self._policy = policy
+        self._on_pending = on_pending
+
+    # Agents
+
+    def claim(
+        self,
+        transaction: Transaction,
+        agent: str,
+        size: int,
+        lease: int | None,
+        instance: str | None,
+    ) -> list[Task]:
+        """Give an agent up to ``size`` due tasks under a lease of ``lease`` seconds."""
+        connection, now = transaction.connection, self._clock.now()
+        seconds = DEFAULT_LEASE if lease is None else lease
+        return [
+            self._claim(connection, row, now, seconds, instance)
+            for row in store.due(connection, agent, now, size)
+        ]
+
+    def peek(self, connection: sa.Connection, agent: str, size: int) -> list[Task]:
+        """Show what a claim would give, and change nothing."""
+        rows = store.due(connection, agent, self._clock.now(), size)
+        return [views.task(row, open_files=store.open_files(connection, row.id)) for row in rows]
+
+    def succeed(self, transaction: Transaction, task_id: str, report: SuccessReport) -> Task:
+        """Take a report of success.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The reporter does not hold it.
+            FilesUnaccounted: Files are listed, but not all.
+            InvalidInput: A file is listed as not delivered, or is none of the task's.
+        """
+        wrong = [
+            f for f in report.files or () if f.outcome not in {Outcome.DELIVERED, Outcome.SKIPPED}
+        ]
+        if wrong:
+            raise InvalidInput(
+                f"a success report holds {wrong[0].uri!r} as {wrong[0].outcome}; report failure instead",
+                code="contradictory-report",
+            )
+        row = self._held(transaction.connection, task_id, report.lease_token, ("succeeded",))
+        if row.state != State.IN_PROGRESS:
+            return views.task(row)  # the same report came before
+        told = self._tell(transaction.connection, row, report.files)
+        if report.files is None:
+            self._tell_rest(transaction.connection, row, Outcome.DELIVERED, None, None)
+        return self._end(transaction, row, _Ending(Event.SETTLED), progressed=told)
+
+    def fail(self, transaction: Transaction, task_id: str, report: FailureReport) -> Task:
+        """Take a report of failure, in whole or in part.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The reporter does not hold it.
+            InvalidInput: A file is listed that is none of the task's.
+        """
+        row = self._held(
+            transaction.connection, task_id, report.lease_token, ("failed", "retry", "unavailable")
+        )
+        if row.state != State.IN_PROGRESS:
+            return views.task(row)  # the same report came before
+        told = self._tell(transaction.connection, row, report.files)
+        if report.unavailable:
+            event = Event.UNAVAILABLE
+        else:
+            event = Event.SETTLED
+            rest = Outcome.RETRY if report.retry_later else Outcome.REJECTED
+            self._tell_rest(transaction.connection, row, rest, report.code, report.message)
+        return self._end(
+            transaction, row, _Ending(event, report.code, report.message), progressed=told
+        )
+
+    def renew(self, transaction: Transaction, task_id: str, renewal: Renewal) -> Renewed:
+        """Extend a lease, and keep the outcomes told with it.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The caller does not hold it.
+            InvalidInput: A file is listed that is none of the task's.
+        """
+        connection, now = transaction.connection, self._clock.now()
+        row = self._held(connection, task_id, renewal.lease_token, ())
+        self._tell(connection, row, renewal.files)
+        seconds = renewal.seconds or row.lease_seconds
+        expires = now + timedelta(seconds=seconds)
+        values: dict[str, Any] = {"lease_expires_at": expires, "updated_at": now}
+        if renewal.files:
+            values |= self._count(connection, row.id)
+        if renewal.progress is not None:
+            values |= {
+                "progress_files": renewal.progress.files_delivered,
+                "progress_bytes": renewal.progress.bytes_delivered,
+            }
+        self._move(connection, row, values)
+        return Renewed(lease_expires_at=expires)
+
+    def release(self, transaction: Transaction, task_id: str, release: Release) -> Task:
+        """Take a task back from an agent that shuts down.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The caller does not hold it.
+            InvalidInput: A file is listed that is none of the task's.
+        """
+        row = self._held(transaction.connection, task_id, release.lease_token, ("released",))
+        if row.state != State.IN_PROGRESS:
+            return views.task(row)
+        told = self._tell(transaction.connection, row, release.files)
+        return self._end(transaction, row, _Ending(Event.RELEASED), progressed=told)
+
+    def rescue(self, transaction: Transaction, size: int) -> int:
+        """Take back tasks whose lease has run out; return how many."""
+        rows = store.expired(transaction.connection, self._clock.now(), size)
+        for row in rows:
+            ending = _Ending(
+                Event.LEASE_EXPIRED, "lease-expired", "the agent that held the task fell silent"
+            )
+            self._end(transaction, row, ending, progressed=False)
+        return len(rows)
+
+    # People
+
+    def retry(self, transaction: Transaction, task_id: str) -> Task:
+        """Put a Failed task back to Pending; files already delivered stay delivered.
+
+        Raises:
+            NotFound: There is no such task.
+            IllegalTransition: It is not Failed, or a newer registration has superseded it.
+        """
+        return self._retry(transaction, self._found(transaction.connection, task_id))
+
+    def retry_all(self, transaction: Transaction, which: TaskFilter) -> int:
+        """Put the Failed tasks of a filter back to Pending; return how many."""
+        rows = self._matching(transaction.connection, which, (State.FAILED,))
+        chosen = [row for row in rows if row.superseded_by is None]
+        for row in chosen:
+            self._retry(transaction, row)
+        return len(chosen)
+
+    def cancel(self, transaction: Transaction, task_id: str) -> Task:
+        """Cancel an unfinished task; whoever holds it loses its lease.
+
+        Raises:
+            NotFound: There is no such task.
+            IllegalTransition: It is finished.
+        """
+        row = self._found(transaction.connection, task_id)
+        if row.state == State.CANCELED:
+            return views.task(row)
+        return self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
+
+    def cancel_all(self, transaction: Transaction, which: TaskFilter) -> int:
+        """Cancel the unfinished tasks of a filter; return how many."""
+        rows = self._matching(transaction.connection, which, UNFINISHED)
+        for row in rows:
+            self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
+        return len(rows)
+
+    def redeliver(
+        self,
+        transaction: Transaction,
+        task_id: str,
+        body: Redelivery,
+        present: Callable[[str, str], bool],
+    ) -> Task:
+        """Make a new task that sends all files of a finished one again.
+
+        Args:
+            transaction: Where to write.
+            task_id: The finished task.
+            body: Where to, if elsewhere.
+            present: Tells by payload id and URI whether a file is still there.
+
+        Raises:
+            NotFound: There is no such task.
+            IllegalTransition: It is not finished.
+            Gone: Files of it are no more (``payload-gone``).
+        """
+        connection, now = transaction.connection, self._clock.now()
+        row = self._found(connection, task_id)
+        if not State(row.state).finished:
+            raise IllegalTransition(
+                f"task {task_id} is {row.state}; cancel it, or wait for its end"
+            )
+        uris = [file.uri for file in store.files_page(connection, row.id, None, -1, 1 << 31)]
+        gone = [uri for uri in uris if not present(row.payload_id, uri)]
+        if gone:
+            raise Gone(
+                f"{len(gone)} of {len(uris)} files of payload {row.payload_id} are no more, the first "
+                f"{gone[0]!r}; run the pipeline again",
+                code="payload-gone",
+            )
+        registration = store.insert_registration(
+            connection,
+            {"body_sha256": "", "scope_sha256": f"redelivery of {row.task_id}", "created_at": now},
+        )
+        changed = {
+            "task_id": new_task_id(),
+            "registration_id": registration,
+            "element": 0,
+            "state": State.PENDING,
+            "turn": store.last_turn(connection, row.agent, row.job_id) + 1,
+            "retries": 0,
+            "attempt": 0,
+            "created_at": now,
+            "updated_at": now,
+            "due_at": now,
+            "unavailable_times": 0,
+            "redelivery_of": row.task_id,
+            **count_columns(Counts(pending=len(uris))),
+        }
+        if body.destination is not None:
+            changed["parameters"] = json.dumps(body.destination, ensure_ascii=False)
+            changed["destination"] = names.name_key(body.destination)
+        carried = ("agent", "job_id", "pipeline_id", "payload_id", "operator", "parameters", "destination", "priority", "max_retries")  # fmt: skip
+        task = store.insert_task(
+            connection, {name: row._mapping[name] for name in carried} | changed
+        )
+        store.copy_files(connection, row.id, task)
+        store.insert_history(
+            connection, task, now, "registered", message=f"redelivery of {row.task_id}"
+        )
+        store.insert_history(
+            connection, row.id, now, "redelivered", message=f"by {changed['task_id']}"
+        )
+        self.wake(transaction, row.agent)
+        return self.show(connection, str(changed["task_id"]))
+
+    # Reading
+
+    def show(self, connection: sa.Connection, task_id: str) -> Task:
+        """Return a task with its attempts and history.
+
+        Raises:
+            NotFound: There is no such task.
+        """
+        row = self._found(connection, task_id)
+        return views.task(
+            row,
+            attempts=store.attempts_of(connection, row.id),
+            history=store.history_of(connection, row.id),
+        )
+
+    def job(self, connection: sa.Connection, job_id: str) -> Job:
+        """Return a job's tasks, and whether its results are delivered.
+
+        Raises:
+            NotFound: No task was registered for it.
+        """
+        rows = store.by_job(connection, job_id)
+        if not rows:
+            raise NotFound(f"no results were registered for job {job_id}", code="job-not-found")
+        current = [row for row in rows if row.superseded_by is None]
+        missing = [row for row in current if row.state != State.SUCCEEDED]
+        states: dict[str, int] = {}
+        for row in missing:
+            states[row.state] = states.get(row.state, 0) + 1
+        listing = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        return Job(
+            job_id=job_id,
+            delivered=not missing,
+            summary=f"all {len(current)} tasks are delivered"
+            if not missing
+            else f"{len(missing)} of {len(current)} tasks are not delivered: {listing}",
+            tasks=[views.task(row) for row in rows],
+        )
+
+    # What registration needs
+
+    def supersede(self, transaction: Transaction, row: store.Row, by: str) -> None:
+        """Link a task to the one that replaces it, and cancel it if it is unfinished."""
+        connection = transaction.connection
+        store.link_superseded(connection, row.id, by)
+        store.insert_history(
+            connection, row.id, self._clock.now(), "superseded", message=f"by {by}"
+        )
+        if row.state in UNFINISHED:
+            self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
+
+    def wake(self, transaction: Transaction, agent: str) -> None:
+        """Have waiting agents look, once this transaction is durable."""
+        transaction.after_commit.append(lambda: self._on_pending(agent))
+
+    # Steps
+
+    def _claim(
+        self,
+        connection: sa.Connection,
+        row: store.Row,
+        now: datetime,
+        seconds: int,
+        instance: str | None,
+    ) -> Task:
+        decision = decide(_situation(row, views.counts(row)), Event.CLAIMED, now, self._policy)
+        store.reopen_files(connection, row.id, [Outcome.RETRY])
+        token = secrets.token_urlsafe(24)
+        attempt = row.attempt + 1
+        values = self._decided(decision, now) | {
+            "attempt": attempt,
+            "lease_token": token,
+            "lease_seconds": seconds,
+            "lease_expires_at": now + timedelta(seconds=seconds),
+            "progress_files": None,
+            "progress_bytes": None,
+        }
+        self._move(connection, row, values | self._count(connection, row.id))
+        store.advance_turn(connection, row.agent, row.turn)
+        store.insert_attempt(
+            connection,
+            {
+                "task": row.id,
+                "attempt": attempt,
+                "lease_token": token,
+                "instance": instance,
+                "claimed_at": now,
+            },
+        )
+        store.insert_history(connection, row.id, now, "claimed", attempt, instance)
+        claimed = self._found(connection, row.task_id)
+        return views.task(claimed, open_files=store.open_files(connection, row.id))
+
+    def _end(
+        self, transaction: Transaction, row: store.Row, ending: _Ending, *, progressed: bool
+    ) -> Task:
+        """End an attempt (or cancel): decide, write, and note it."""
+        connection, now = transaction.connection, self._clock.now()
+        counts = store.counts(connection, row.id)
+        situation = _situation(
+            row, counts, progressed=progressed or counts.delivered > row.files_delivered
+        )
+        decision = decide(situation, ending.event, now, self._policy)
+        values = self._decided(decision, now) | count_columns(counts)
+        failed = decision.why is not None
+        code, message = (
+            ending.code or decision.why,
+            ending.message or _WORDS.get(decision.why or ""),
+        )
+        if failed:
+            values |= {"error_code": code, "error_message": _cut(message)}
+        self._move(connection, row, values)
+        result = _result(ending.event, decision)
+        note = _cut(message) if failed else None
+        if row.state == State.IN_PROGRESS:
+            store.end_attempt(
+                connection,
+                row.id,
+                row.attempt,
+                {
+                    "ended_at": now,
+                    "result": result,
+                    "code": code if failed else None,
+                    "message": note,
+                },
+            )
+        store.insert_history(connection, row.id, now, result, row.attempt or None, note)
+        if decision.state == State.PENDING:
+            self.wake(transaction, row.agent)
+        return views.task(self._found(connection, row.task_id))
+
+    def _retry(self, transaction: Transaction, row: store.Row) -> Task:
+        connection, now = transaction.connection, self._clock.now()
+        if row.superseded_by is not None:
+            raise IllegalTransition(
+                f"task {row.task_id} was superseded by {row.superseded_by}; redeliver it if the older "
+                "results are wanted",
+                code="superseded",
+            )
+        decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
+        store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED])
+        values = self._decided(decision, now) | self._count(connection, row.id)
+        self._move(connection, row, values)
+        store.insert_history(connection, row.id, now, "retried")
+        self.wake(transaction, row.agent)
+        return views.task(self._found(connection, row.task_id))
+
+    def _found(self, connection: sa.Connection, task_id: str) -> store.Row:
+        row = store.by_id(connection, task_id)
+        if row is None:
+            raise NotFound(f"there is no task {task_id}", code="task-not-found")
+        return row
+
+    def _held(
+        self, connection: sa.Connection, task_id: str, token: str | None, repeats: Sequence[str]
+    ) -> store.Row:
+        """Return a task whose holder reports; or, not InProgress, one whose attempt ended by the same report.
+
+        Args:
+            connection: Within a transaction.
+            task_id: Which task.
+            token: The reporter's lease token; None: an original's client, whose word counts while it runs.
+            repeats: Results of an attempt that the report would repeat.
+        """
+        row = self._found(connection, task_id)
+        if row.state == State.IN_PROGRESS:
+            if token in {None, row.lease_token}:
+                return row
+        elif row.attempt:
+            last = store.attempts_of(connection, row.id)[-1]
+            if token in {None, last.lease_token} and last.result in repeats:
+                return row
+        raise LeaseLost(
+            f"the lease on task {task_id} is lost: the task is {row.state}, attempt {row.attempt}; "
+            "stop, and report nothing more"
+        )
+
+    def _tell(
+        self, connection: sa.Connection, row: store.Row, told: Sequence[FileOutcome] | None
+    ) -> bool:
+        """Write outcomes; say whether any file was delivered."""
+        if not told:
+            return False
+        strangers = store.unknown_uris(connection, row.id, [file.uri for file in told])
+        if strangers:
+            raise InvalidInput(
+                f"{strangers[0]!r} is no file of task {row.task_id}", code="unknown-file"
+            )
+        now = self._clock.now()
+        store.tell_files(
+            connection,
+            row.id,
+            [
+                {
+                    "at_uri": file.uri,
+                    "outcome": file.outcome,
+                    "code": file.code,
+                    "message": _cut(file.message),
+                    "sop_instance_uid": file.sop_instance_uid,
+                    "attempt": row.attempt,
+                    "updated_at": now,
+                }
+                for file in told
+            ],
+        )
+        return any(file.outcome == Outcome.DELIVERED for file in told)
+
+    def _tell_rest(
+        self,
+        connection: sa.Connection,
+        row: store.Row,
+        outcome: Outcome,
+        code: str | None,
+        message: str | None,
+    ) -> None:
+        store.tell_open_files(
+            connection,
+            row.id,
+            {
+                "outcome": outcome,
+                "code": code,
+                "message": _cut(message),
+                "attempt": row.attempt,
+                "updated_at": self._clock.now(),
+            },
+        )
+
+    def _count(self, connection: sa.Connection, task: int) -> dict[str, int]:
+        return count_columns(store.counts(connection, task))
+
+    def _decided(self, decision: Decision, now: datetime) -> dict[str, Any]:
+        return {
+            "state": decision.state,
+            "retries": decision.retries,
+            "due_at": decision.due_at,
+            "unavailable_since": decision.unavailable_since,
+            "unavailable_times": decision.unavailable_times,
+            "lease_token": None,
+            "lease_seconds": None,
+            "lease_expires_at": None,
+            "updated_at": now,
+        }
+
+    def _move(self, connection: sa.Connection, row: store.Row, values: dict[str, Any]) -> None:
+        if not store.move(connection, row, values):
+            raise LeaseLost(f"task {row.task_id} was changed at the same moment; look again")
+
+    def _matching(
+        self, connection: sa.Connection, which: TaskFilter, states: Sequence[State]
+    ) -> Sequence[store.Row]:
+        where = task_columns(
+            which.state, which.agent, which.job_id, which.payload_id, which.destination
+        )
+        if not where and which.task_ids is None:
+            raise InvalidInput(
+                "an empty filter would mean every task: give state, agent, jobId, payloadId, "
+                "destination or taskIds",
+                code="empty-filter",
+            )
+        return store.matching(connection, where, which.task_ids, states)
+
+
+_WORDS = {
+    "files-to-retry": "some files could not be delivered this time",
+    "files-rejected": "some files were rejected",
+    "nothing-delivered": "no file was delivered: all were skipped",
+    "destination-unavailable": "the destination could not be reached",
+    "lease-expired": "the agent that held the task fell silent",
+}
+
+
+def count_columns(counts: Counts) -> dict[str, int]:
+    """Return counts as the columns of a task."""
+    return {f"files_{name}": number for name, number in asdict(counts).items()}
+
+
+def task_columns(
+    state: State | None,
+    agent: str | None,
+    job_id: str | None,
+    payload_id: str | None,
+    destination: str | None,
+) -> dict[str, Any]:
+    """Return a filter as columns and the values that they must have."""
+    columns = {
+        "state": state,
+        "agent": agent and names.name_key(agent),
+        "job_id": job_id,
+        "payload_id": payload_id,
+        "destination": destination and names.name_key(destination),
+    }
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _situation(row: store.Row, counts: Counts, *, progressed: bool = False) -> Situation:
+    return Situation(
+        state=State(row.state),
+        retries=row.retries,
+        max_retries=row.max_retries,
+        counts=counts,
+        unavailable_since=None if progressed else row.unavailable_since,
+        unavailable_times=0 if progressed else row.unavailable_times,
+    )
+
+
+def _result(event: Event, decision: Decision) -> str:
+    if decision.state == State.SUCCEEDED:
+        return "succeeded"
+    if decision.state == State.FAILED and event != Event.LEASE_EXPIRED:
+        return "failed"
+    if event == Event.SETTLED:
+        return "retry"
+    return _RESULTS[event]
+
+
+def _cut(message: str | None) -> str | None:
+    return message if message is None else message[:MESSAGE_LIMIT]

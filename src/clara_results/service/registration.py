@@ -1,0 +1,270 @@
+"""Registering results: one request, one transaction, however many tasks and files."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clara_results.domain import names
+from clara_results.domain.clock import Clock
+from clara_results.domain.tasks import Counts, Outcome, State
+from clara_results.errors import (
+    ClaraResultsError,
+    Conflict,
+    FieldError,
+    InvalidInput,
+    MissingFiles,
+    NotFound,
+)
+from clara_results.payloads import StoredFile
+from clara_results.service import views
+from clara_results.service.queue import Queue, count_columns, new_task_id
+from clara_results.store import tasks as store
+from clara_results.store.database import Transaction
+from clara_results.wire.tasks import Registered, Registration, ResultFile
+
+FILE_LIMIT = 100_000
+DATA_LIMIT = 1 << 20
+"""Bytes of ``data`` as JSON."""
+ELEMENT_LIMIT = 1000
+ROW_LIMIT = 1_000_000
+"""Elements times files: what one transaction may write."""
+ID_LIMIT = 255
+KEY_LIMIT = 255
+_SHA256 = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A registration that was taken.
+
+    Attributes:
+        answer: Its tasks.
+        created: False if the same had come before.
+    """
+
+    answer: Registered
+    created: bool
+
+
+class Registrar:
+    """Takes registrations."""
+
+    def __init__(self, queue: Queue, clock: Clock, max_retries: int) -> None:
+        """Make a registrar.
+
+        Args:
+            queue: Where tasks go.
+            clock: The time.
+            max_retries: Retries of a task whose registration does not say.
+        """
+        self._queue = queue
+        self._clock = clock
+        self._max_retries = max_retries
+
+    def checked(self, body: Registration, stat: Callable[[str, str], StoredFile]) -> Registration:
+        """Check a registration before any transaction, and the files themselves if it asks for that.
+
+        Args:
+            body: The registration.
+            stat: Tells a file's size and time by payload id and URI.
+
+        Raises:
+            InvalidInput: It can't be taken; ``errors`` has each fault.
+            MissingFiles: ``verify`` was asked for, and files are not there with their size.
+        """
+        faults = list(_faults(body))
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            code = "unsafe-uri" if all(f.field.startswith(("files[", "uris[")) and "safe URI" in f.message for f in faults) else None  # fmt: skip
+            raise InvalidInput(
+                f"{faults[0].field}: {faults[0].message}{more}", code=code, errors=faults
+            )
+        if body.verify:
+            _verify(body, stat)
+        return body
+
+    def register(self, transaction: Transaction, body: Registration, key: str | None) -> Accepted:
+        """Write a checked registration's tasks, or find those that the same one made before.
+
+        Raises:
+            InvalidInput: The key is too long.
+            Conflict: The key came before with another body (``key-reused``).
+        """
+        connection = transaction.connection
+        if key is not None and not 1 <= len(key) <= KEY_LIMIT:
+            raise InvalidInput(
+                f"Idempotency-Key has 1 to {KEY_LIMIT} characters", code="invalid-key"
+            )
+        digest = _sha256(asdict(body))
+        known = store.registration_by_key(connection, key) if key is not None else None
+        if known is not None:
+            if known.body_sha256 != digest:
+                raise Conflict(
+                    "this Idempotency-Key came before with another body; use a new key for other results",
+                    code="key-reused",
+                )
+            rows = store.by_registration(connection, known.id)
+            return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=False)
+        scope = _sha256([body.job_id, body.operator, names.agent_name(body.agent), body.data])
+        registration = store.insert_registration(
+            connection,
+            {
+                "idempotency_key": key,
+                "body_sha256": digest,
+                "scope_sha256": scope,
+                "created_at": self._clock.now(),
+            },
+        )
+        older = store.older_of_scope(connection, scope, registration) if key is not None else []
+        self._insert_tasks(transaction, registration, body, older)
+        rows = store.by_registration(connection, registration)
+        return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=True)
+
+    def _insert_tasks(
+        self,
+        transaction: Transaction,
+        registration: int,
+        body: Registration,
+        older: Sequence[store.Row],
+    ) -> None:
+        connection = transaction.connection
+        now = self._clock.now()
+        agent = names.agent_name(body.agent)
+        files = _files(body)
+        elements = body.data if body.data is not None else [None]
+        turn = store.last_turn(connection, agent, body.job_id)
+        retries = self._max_retries if body.max_retries is None else body.max_retries
+        for element, value in enumerate(elements):
+            task_id = new_task_id()
+            replaced = [row for row in older if row.element == element]
+            task = store.insert_task(
+                connection,
+                _task_values(body, task_id, None if body.data is None else value)
+                | {
+                    "registration_id": registration,
+                    "element": element,
+                    "agent": agent,
+                    "turn": turn + 1 + element,
+                    "max_retries": retries,
+                    "created_at": now,
+                    "updated_at": now,
+                    "due_at": max(now, body.not_before or now),
+                    "supersedes": replaced[-1].task_id if replaced else None,
+                }
+                | count_columns(Counts(pending=len(files))),
+            )
+            store.insert_files(connection, [asdict(file) | {"task": task, "position": position, "outcome": Outcome.PENDING} for position, file in enumerate(files)])  # fmt: skip
+            store.insert_history(connection, task, now, "registered")
+            for row in replaced:
+                self._queue.supersede(transaction, row, task_id)
+        self._queue.wake(transaction, agent)
+
+
+def _task_values(body: Registration, task_id: str, element: Any) -> dict[str, Any]:
+    parameters = None if body.data is None else json.dumps(element, ensure_ascii=False)
+    return {
+        "task_id": task_id,
+        "job_id": body.job_id,
+        "pipeline_id": body.pipeline_id,
+        "payload_id": body.payload_id,
+        "operator": body.operator,
+        "parameters": parameters,
+        "destination": names.name_key(element) if isinstance(element, str) else None,
+        "state": State.PENDING,
+        "priority": body.priority,
+        "retries": 0,
+        "attempt": 0,
+        "unavailable_times": 0,
+    }
+
+
+def _files(body: Registration) -> list[ResultFile]:
+    return body.files or [ResultFile(uri=uri) for uri in body.uris or ()]
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _faults(body: Registration) -> Iterator[FieldError]:
+    yield from _fault("agent", names.agent_name, body.agent)
+    yield from _fault("payloadId", names.payload_id, body.payload_id)
+    for field, value in (("jobId", body.job_id), ("pipelineId", body.pipeline_id), ("operator", body.operator)):  # fmt: skip
+        if value is not None and (not 1 <= len(value) <= ID_LIMIT or not value.isprintable()):
+            yield FieldError(field, f"has 1 to {ID_LIMIT} printable characters")
+    if not -100 <= body.priority <= 100:
+        yield FieldError("priority", f"{body.priority} is not within -100 to 100")
+    if body.max_retries is not None and not 0 <= body.max_retries <= 1000:
+        yield FieldError("maxRetries", f"{body.max_retries} is not within 0 to 1000")
+    if body.not_before is not None and body.not_before.tzinfo is None:
+        yield FieldError(
+            "notBefore", "a time with its offset from UTC, such as 2026-11-22T08:30:00Z"
+        )
+    yield from _data_faults(body)
+    yield from _file_faults(body)
+
+
+def _data_faults(body: Registration) -> Iterator[FieldError]:
+    if body.data is None:
+        return
+    if not 1 <= len(body.data) <= ELEMENT_LIMIT:
+        yield FieldError(
+            "data", f"an array of 1 to {ELEMENT_LIMIT} elements, or left out: one task without"
+        )
+    if len(json.dumps(body.data)) > DATA_LIMIT:
+        yield FieldError("data", f"more than {DATA_LIMIT} bytes of JSON")
+
+
+def _file_faults(body: Registration) -> Iterator[FieldError]:
+    files = _files(body)
+    listed = "files" if body.files is not None else "uris"
+    if (body.files is None) == (body.uris is None):
+        yield FieldError("files", "give files, or uris where nothing but their names is known")
+    elif not 1 <= len(files) <= FILE_LIMIT:
+        yield FieldError(listed, f"1 to {FILE_LIMIT} files; there are {len(files)}")
+        return
+    if len(files) * len(body.data or [None]) > ROW_LIMIT:
+        yield FieldError(
+            "data", f"more than {ROW_LIMIT} files over all its tasks: register in parts"
+        )
+    seen: set[str] = set()
+    for index, file in enumerate(files):
+        where = f"{listed}[{index}]" + (".uri" if listed == "files" else "")
+        yield from _fault(where, names.file_uri, file.uri)
+        if file.uri in seen:
+            yield FieldError(where, f"{file.uri!r} is there twice")
+        seen.add(file.uri)
+        if file.size is not None and not 0 <= file.size < 1 << 63:
+            yield FieldError(f"{listed}[{index}].size", f"{file.size} is not a number of bytes")
+        if file.sha256 is not None and (len(file.sha256) != 64 or set(file.sha256) - _SHA256):
+            yield FieldError(f"{listed}[{index}].sha256", "64 lower-case hex digits")
+        if file.modified is not None and file.modified.tzinfo is None:
+            yield FieldError(f"{listed}[{index}].modified", "a time with its offset from UTC")
+
+
+def _fault(field: str, check: Callable[[str], str], value: str) -> Iterator[FieldError]:
+    try:
+        check(value)
+    except ClaraResultsError as error:
+        yield FieldError(field, str(error))
+
+
+def _verify(body: Registration, stat: Callable[[str, str], StoredFile]) -> None:
+    faults = []
+    for index, file in enumerate(_files(body)):
+        try:
+            there = stat(body.payload_id, file.uri)
+        except NotFound as error:
+            faults.append(FieldError(f"files[{index}].uri", str(error)))
+            continue
+        if file.size is not None and there.size != file.size:
+            faults.append(FieldError(f"files[{index}].size", f"{file.uri!r} has {there.size} bytes there, not {file.size}"))  # fmt: skip
+    if faults:
+        raise MissingFiles(
+            f"{len(faults)} of {len(_files(body))} files are not in payload {body.payload_id} as "
+            f"registered; the first: {faults[0].message}. Check that the service sees the same folder",
+            errors=faults[:100],
+        )

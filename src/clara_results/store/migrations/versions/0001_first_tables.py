@@ -1,0 +1,220 @@
+"""The first tables.
+
+Revision ID: 0001
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    op.create_table(
+        "agents",
+        sa.Column("agent", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=True),
+        sa.Column("last_seen_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("agent", "instance", name=op.f("pk_agents")),
+    )
+    op.create_table(
+        "destinations",
+        sa.Column("name_key", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("ae_title", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("port", sa.Integer(), nullable=False),
+        sa.Column("calling_ae_title", sa.Text(), nullable=True),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("kind IN ('dicom')", name=op.f("ck_destinations_kind")),
+        sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_destinations_port")),
+        sa.PrimaryKeyConstraint("name_key", name=op.f("pk_destinations")),
+    )
+    op.create_table(
+        "registrations",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("idempotency_key", sa.Text(), nullable=True),
+        sa.Column("body_sha256", sa.Text(), nullable=False),
+        sa.Column("scope_sha256", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_registrations")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_registrations_idempotency_key")),
+    )
+    op.create_index(
+        op.f("ix_registrations_scope_sha256"), "registrations", ["scope_sha256"], unique=False
+    )
+    op.create_table(
+        "turns",
+        sa.Column("agent", sa.Text(), nullable=False),
+        sa.Column("turn", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("agent", name=op.f("pk_turns")),
+    )
+    op.create_table(
+        "uploads",
+        sa.Column("payload_id", sa.Text(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("payload_id", "uri", name=op.f("pk_uploads")),
+    )
+    op.create_table(
+        "tasks",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column(
+            "registration_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("element", sa.Integer(), nullable=False),
+        sa.Column("agent", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("pipeline_id", sa.Text(), nullable=False),
+        sa.Column("payload_id", sa.Text(), nullable=False),
+        sa.Column("operator", sa.Text(), nullable=True),
+        sa.Column("parameters", sa.Text(), nullable=True),
+        sa.Column("destination", sa.Text(), nullable=True),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("turn", sa.BigInteger(), nullable=False),
+        sa.Column("retries", sa.Integer(), nullable=False),
+        sa.Column("max_retries", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=True),
+        sa.Column("lease_token", sa.Text(), nullable=True),
+        sa.Column("lease_seconds", sa.Integer(), nullable=True),
+        sa.Column("lease_expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("unavailable_since", sa.BigInteger(), nullable=True),
+        sa.Column("unavailable_times", sa.Integer(), nullable=False),
+        sa.Column("error_code", sa.Text(), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
+        sa.Column("progress_files", sa.Integer(), nullable=True),
+        sa.Column("progress_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("files_pending", sa.Integer(), nullable=False),
+        sa.Column("files_delivered", sa.Integer(), nullable=False),
+        sa.Column("files_skipped", sa.Integer(), nullable=False),
+        sa.Column("files_retry", sa.Integer(), nullable=False),
+        sa.Column("files_rejected", sa.Integer(), nullable=False),
+        sa.Column("supersedes", sa.Text(), nullable=True),
+        sa.Column("superseded_by", sa.Text(), nullable=True),
+        sa.Column("redelivery_of", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "(state = 'InProgress') = (lease_token IS NOT NULL) AND (lease_token IS NULL) = (lease_expires_at IS NULL) AND (lease_token IS NULL) = (lease_seconds IS NULL)",
+            name=op.f("ck_tasks_lease_while_in_progress"),
+        ),
+        sa.CheckConstraint(
+            "(state = 'Pending') = (due_at IS NOT NULL)", name=op.f("ck_tasks_due_while_pending")
+        ),
+        sa.CheckConstraint(
+            "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_retry = 0 AND files_rejected = 0)",
+            name=op.f("ck_tasks_succeeded_is_delivered"),
+        ),
+        sa.CheckConstraint(
+            "state IN ('Pending', 'InProgress', 'Succeeded', 'Failed', 'Canceled')",
+            name=op.f("ck_tasks_state"),
+        ),
+        sa.CheckConstraint("priority BETWEEN -100 AND 100", name=op.f("ck_tasks_priority")),
+        sa.CheckConstraint("retries BETWEEN 0 AND max_retries", name=op.f("ck_tasks_retries")),
+        sa.ForeignKeyConstraint(
+            ["registration_id"], ["registrations.id"], name=op.f("fk_tasks_registration_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+        sa.UniqueConstraint(
+            "registration_id", "element", name=op.f("uq_tasks_registration_id_element")
+        ),
+        sa.UniqueConstraint("task_id", name=op.f("uq_tasks_task_id")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(
+        op.f("ix_tasks_agent_job_id_turn"), "tasks", ["agent", "job_id", "turn"], unique=False
+    )
+    op.create_index(op.f("ix_tasks_destination"), "tasks", ["destination"], unique=False)
+    op.create_index(
+        "ix_tasks_pending",
+        "tasks",
+        ["agent", sa.text("priority DESC"), "turn", "id"],
+        sqlite_where=sa.text("state = 'Pending'"),
+        postgresql_where=sa.text("state = 'Pending'"),
+    )
+    op.create_index(
+        "ix_tasks_due",
+        "tasks",
+        ["agent", "due_at"],
+        unique=False,
+        sqlite_where=sa.text("state = 'Pending'"),
+        postgresql_where=sa.text("state = 'Pending'"),
+    )
+    op.create_index(op.f("ix_tasks_job_id"), "tasks", ["job_id"], unique=False)
+    op.create_index(
+        "ix_tasks_lease",
+        "tasks",
+        ["lease_expires_at"],
+        unique=False,
+        sqlite_where=sa.text("state = 'InProgress'"),
+        postgresql_where=sa.text("state = 'InProgress'"),
+    )
+    op.create_index(op.f("ix_tasks_payload_id"), "tasks", ["payload_id"], unique=False)
+    op.create_index(op.f("ix_tasks_state"), "tasks", ["state"], unique=False)
+    op.create_table(
+        "attempts",
+        sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("lease_token", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=True),
+        sa.Column("claimed_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.Column("result", sa.Text(), nullable=True),
+        sa.Column("code", sa.Text(), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "(ended_at IS NULL) = (result IS NULL)", name=op.f("ck_attempts_ended_with_result")
+        ),
+        sa.ForeignKeyConstraint(
+            ["task"], ["tasks.id"], name=op.f("fk_attempts_task"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("task", "attempt", name=op.f("pk_attempts")),
+    )
+    op.create_table(
+        "files",
+        sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=True),
+        sa.Column("modified", sa.BigInteger(), nullable=True),
+        sa.Column("sha256", sa.Text(), nullable=True),
+        sa.Column("media_type", sa.Text(), nullable=True),
+        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("code", sa.Text(), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
+        sa.Column("sop_instance_uid", sa.Text(), nullable=True),
+        sa.Column("attempt", sa.Integer(), nullable=True),
+        sa.Column("updated_at", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint(
+            "outcome IN ('pending', 'delivered', 'skipped', 'retry', 'rejected')",
+            name=op.f("ck_files_outcome"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["task"], ["tasks.id"], name=op.f("fk_files_task"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("task", "position", name=op.f("pk_files")),
+        sa.UniqueConstraint("task", "uri", name=op.f("uq_files_task_uri")),
+    )
+    op.create_table(
+        "history",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["task"], ["tasks.id"], name=op.f("fk_history_task"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_history")),
+    )
+    op.create_index(op.f("ix_history_task"), "history", ["task"], unique=False)

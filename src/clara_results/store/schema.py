@@ -1,0 +1,230 @@
+"""The tables. ``migrations`` must lead to the same; a test compares them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from clara_results.domain.tasks import Outcome, State
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """An aware time, stored as microseconds since 1970 UTC: exact, and sorted alike on every database."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:  # noqa: ARG002
+        """Turn a time into microseconds."""
+        return None if value is None else (value - EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Any) -> datetime | None:  # noqa: ARG002
+        """Turn microseconds into a time."""
+        return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+BigKey = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""A key that counts up by itself on both databases."""
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _among(column: str, values: type[State] | type[Outcome]) -> sa.CheckConstraint:
+    allowed = ", ".join(f"'{value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({allowed})", name=column)
+
+
+registrations = sa.Table(
+    "registrations",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("idempotency_key", sa.Text, unique=True),
+    sa.Column("body_sha256", sa.Text, nullable=False),
+    sa.Column("scope_sha256", sa.Text, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Index(None, "scope_sha256"),
+)
+"""What was asked for: its key, a digest of its body, and of what a newer one of supersedes it."""
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("task_id", sa.Text, nullable=False, unique=True),
+    sa.Column("registration_id", BigKey, sa.ForeignKey("registrations.id"), nullable=False),
+    sa.Column("element", sa.Integer, nullable=False),
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("pipeline_id", sa.Text, nullable=False),
+    sa.Column("payload_id", sa.Text, nullable=False),
+    sa.Column("operator", sa.Text),
+    sa.Column("parameters", sa.Text),
+    sa.Column("destination", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("turn", sa.BigInteger, nullable=False),
+    sa.Column("retries", sa.Integer, nullable=False),
+    sa.Column("max_retries", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("updated_at", Instant, nullable=False),
+    sa.Column("due_at", Instant),
+    sa.Column("lease_token", sa.Text),
+    sa.Column("lease_seconds", sa.Integer),
+    sa.Column("lease_expires_at", Instant),
+    sa.Column("unavailable_since", Instant),
+    sa.Column("unavailable_times", sa.Integer, nullable=False),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("progress_files", sa.Integer),
+    sa.Column("progress_bytes", sa.BigInteger),
+    *[sa.Column(f"files_{outcome}", sa.Integer, nullable=False) for outcome in Outcome],
+    sa.Column("supersedes", sa.Text),
+    sa.Column("superseded_by", sa.Text),
+    sa.Column("redelivery_of", sa.Text),
+    _among("state", State),
+    sa.CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
+    sa.CheckConstraint("retries BETWEEN 0 AND max_retries", name="retries"),
+    sa.CheckConstraint("(state = 'Pending') = (due_at IS NOT NULL)", name="due_while_pending"),
+    sa.CheckConstraint(
+        "(state = 'InProgress') = (lease_token IS NOT NULL)"
+        " AND (lease_token IS NULL) = (lease_expires_at IS NULL)"
+        " AND (lease_token IS NULL) = (lease_seconds IS NULL)",
+        name="lease_while_in_progress",
+    ),
+    sa.CheckConstraint(
+        "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_retry = 0"
+        " AND files_rejected = 0)",
+        name="succeeded_is_delivered",
+    ),
+    sa.UniqueConstraint("registration_id", "element"),
+    sa.Index(None, "job_id"),
+    sa.Index(None, "payload_id"),
+    sa.Index(None, "destination"),
+    sa.Index(
+        "ix_tasks_pending", "agent", sa.desc("priority"), "turn", "id",
+        sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
+    ),
+    sa.Index(
+        "ix_tasks_due", "agent", "due_at",
+        sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
+    ),
+    sa.Index(
+        "ix_tasks_lease", "lease_expires_at",
+        sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
+    ),
+    sa.Index(None, "agent", "job_id", "turn"),
+    sa.Index(None, "state"),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+"""One delivery of one registration's files to one destination."""
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("modified", Instant),
+    sa.Column("sha256", sa.Text),
+    sa.Column("media_type", sa.Text),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("code", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("sop_instance_uid", sa.Text),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("updated_at", Instant),
+    sa.PrimaryKeyConstraint("task", "position"),
+    sa.UniqueConstraint("task", "uri"),
+    _among("outcome", Outcome),
+)
+"""A task's files, each with what became of it."""
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("lease_token", sa.Text, nullable=False),
+    sa.Column("instance", sa.Text),
+    sa.Column("claimed_at", Instant, nullable=False),
+    sa.Column("ended_at", Instant),
+    sa.Column("result", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.PrimaryKeyConstraint("task", "attempt"),
+    sa.CheckConstraint("(ended_at IS NULL) = (result IS NULL)", name="ended_with_result"),
+)
+"""Each claim of a task and how it ended."""
+
+history = sa.Table(
+    "history",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("message", sa.Text),
+    sa.Index(None, "task"),
+)
+"""What happened to a task, oldest first."""
+
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("turn", sa.BigInteger, nullable=False),
+)
+"""The turn that each agent's queue has reached."""
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("payload_id", sa.Text, nullable=False),
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.PrimaryKeyConstraint("payload_id", "uri"),
+)
+"""Files that came through the service, with their digests."""
+
+destinations = sa.Table(
+    "destinations",
+    metadata,
+    sa.Column("name_key", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("ae_title", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("port", sa.Integer, nullable=False),
+    sa.Column("calling_ae_title", sa.Text),
+    sa.Column("updated_at", Instant, nullable=False),
+    sa.CheckConstraint("kind IN ('dicom')", name="kind"),
+    sa.CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+)
+"""Receivers, found by their names' keys."""
+
+agents = sa.Table(
+    "agents",
+    metadata,
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("instance", sa.Text, nullable=False),
+    sa.Column("version", sa.Text),
+    sa.Column("last_seen_at", Instant, nullable=False),
+    sa.PrimaryKeyConstraint("agent", "instance"),
+)
+"""Agent processes that asked for tasks."""
