@@ -3,6 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -50,6 +53,19 @@ INSTANCE_HEADER = "Clara-Results-Instance"
 _TYPED: dict[str, type[ClaraResultsError]] = {
     kind.code: kind for kind in (LeaseLost, FilesUnaccounted, ExistsDifferently, UnsafeUri)
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file on its way from the service.
+
+    Attributes:
+        pieces: Its bytes.
+        modified: Its time of last change, to the second.
+    """
+
+    pieces: Iterator[bytes]
+    modified: datetime
 
 
 class ResultsClient:
@@ -201,15 +217,16 @@ class ResultsClient:
         self._send("PUT", _file_path(payload_id, uri), content=content, headers=headers)
 
     @contextmanager
-    def get_file(self, payload_id: str, uri: str) -> Iterator[Iterator[bytes]]:
-        """Download a file; yields its bytes in pieces.
+    def get_file(self, payload_id: str, uri: str) -> Iterator[Download]:
+        """Download a file.
 
         Raises:
             ServiceUnavailable: The connection broke; what came before is not the whole file.
         """
         answer = self._send("GET", _file_path(payload_id, uri), preload=False)
         try:
-            yield _pieces(answer)
+            modified = parsedate_to_datetime(answer.headers["Last-Modified"])
+            yield Download(_pieces(answer), modified)
         finally:
             answer.close()
             answer.release_conn()

@@ -19,9 +19,8 @@ class Wakeups:
 
     def wake_all(self) -> None:
         """Wake everyone: the service ends."""
-        for agent, waiting in self._waiting.items():
-            for _ in range(len(waiting)):
-                self._wake(agent)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake_all)
 
     def ticket(self, agent: str) -> "asyncio.Future[None]":
         """Join the line for an agent's tasks. Take it before looking, so that nothing falls in between."""
@@ -44,3 +43,10 @@ class Wakeups:
             if not future.done():
                 future.set_result(None)
                 return
+
+    def _wake_all(self) -> None:
+        for waiting in self._waiting.values():
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+            waiting.clear()

@@ -1,0 +1,1 @@
+"""The command ``clara-results``: one file a command; wires everything together."""

@@ -1,0 +1,108 @@
+"""``clara-results agent``: processes that deliver."""
+
+import signal
+from types import FrameType
+
+import typer
+
+from clara_results.agents.runner import Runner, instance_name
+from clara_results.cli import options
+from clara_results.cli.log import set_up_logging
+from clara_results.cli.options import (
+    AeTitle,
+    AssociationTimeout,
+    Config,
+    ConnectTimeout,
+    DimseTimeout,
+    Lease,
+    LogFormat,
+    LogLevel,
+    Parallel,
+    Payloads,
+    Service,
+    TokenFile,
+)
+from clara_results.client import ResultsClient
+from clara_results.domain.clock import SystemClock
+from clara_results.errors import InvalidInput
+from clara_results.payloads import FolderStore
+
+READ_TIMEOUT = 10.0
+"""Seconds that an agent waits for an answer; a lease must outlast it."""
+
+app = typer.Typer(help="Run an agent: it claims tasks, delivers them, and reports file by file.", no_args_is_help=True)  # fmt: skip
+
+
+@app.callback()
+def agent() -> None:
+    """Hold the agents' commands, one a kind."""
+
+
+@app.command("dicom")
+def dicom(
+    service: Service = None,
+    payloads: Payloads = None,
+    ae_title: AeTitle = None,
+    lease: Lease = None,
+    parallel: Parallel = None,
+    connect_timeout: ConnectTimeout = None,
+    association_timeout: AssociationTimeout = None,
+    dimse_timeout: DimseTimeout = None,
+    token_file: TokenFile = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    config: Config = None,
+) -> None:
+    """Deliver DICOM files to DIMSE destinations by C-STORE. Its agent name is its AE title.
+
+    Without --payloads it fetches files from the service.
+    """
+    settings = options.settings(
+        config, service=service, payloads=payloads, ae_title=ae_title, lease=lease,
+        parallel=parallel, connect_timeout=connect_timeout, association_timeout=association_timeout,
+        dimse_timeout=dimse_timeout, token_file=token_file, log_format=log_format, log_level=log_level,
+    )  # fmt: skip
+    set_up_logging(settings)
+    try:
+        from clara_results.agents.dicom.association import AssociationSettings
+        from clara_results.agents.dicom.exporter import DicomExporter
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"the DICOM agent is not installed here ({error.name} is missing): install "
+            "clara-results[dicom]",
+            code="not-installed",
+        ) from error
+    client = ResultsClient(
+        settings.service_url,
+        token=settings.bearer_token(),
+        instance=instance_name(),
+        connections=4 * settings.parallel,
+        read_timeout=READ_TIMEOUT,
+    )
+    clock = SystemClock()
+    exporter = DicomExporter(
+        client.destinations,
+        settings.ae_title,
+        AssociationSettings(
+            connect=settings.connect_timeout,
+            association=settings.association_timeout,
+            dimse=settings.dimse_timeout,
+        ),
+        clock,
+    )
+    runner = Runner(
+        settings.ae_title,
+        exporter,
+        client,
+        clock,
+        lease=settings.lease,
+        parallel=settings.parallel,
+        payloads=FolderStore(settings.payloads) if settings.payloads else None,
+    )
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        runner.stop()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    runner.run()

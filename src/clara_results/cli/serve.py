@@ -1,0 +1,69 @@
+"""``clara-results serve``: the Results Service."""
+
+import ipaddress
+
+import typer
+
+from clara_results.cli import options
+from clara_results.cli.log import set_up_logging
+from clara_results.cli.options import (
+    Config,
+    Data,
+    Database,
+    GiveUp,
+    Host,
+    Insecure,
+    LogFormat,
+    LogLevel,
+    MaxRetries,
+    Payloads,
+    Port,
+    RetryDelay,
+)
+from clara_results.errors import InvalidInput
+
+
+def serve(
+    host: Host = None,
+    port: Port = None,
+    data: Data = None,
+    database: Database = None,
+    payloads: Payloads = None,
+    retry_delay: RetryDelay = None,
+    max_retries: MaxRetries = None,
+    give_up: GiveUp = None,
+    insecure: Insecure = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    config: Config = None,
+) -> None:
+    """Run the Results Service until it is asked to end (SIGTERM, Ctrl-C)."""
+    settings = options.settings(
+        config, host=host, port=port, data=data, database=database, payloads=payloads,
+        retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, insecure=insecure,
+        log_format=log_format, log_level=log_level,
+    )  # fmt: skip
+    set_up_logging(settings)
+    if not settings.insecure and not _loopback(settings.host):
+        raise InvalidInput(
+            f"host {settings.host}: whoever reaches that address could do anything, as this version has "
+            "no tokens yet; listen on 127.0.0.1 behind a proxy that authenticates, or say --insecure",
+            code="insecure",
+        )
+    try:
+        from clara_results.cli.server import run
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"the service is not installed here ({error.name} is missing): install "
+            "clara-results[service]",
+            code="not-installed",
+        ) from error
+    if not run(settings):
+        raise typer.Exit(1)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,95 @@
+"""The service's process: uvicorn around the application."""
+
+import socket
+from types import FrameType
+
+import typer
+import uvicorn
+
+from clara_results import __version__
+from clara_results.api.app import create_app
+from clara_results.errors import InvalidInput
+from clara_results.service.engine import Engine
+from clara_results.settings import Settings
+from clara_results.wire.destinations import Destination, TestResult
+
+SHUTDOWN = 10
+"""Seconds that requests under way have once the service is asked to end."""
+READY_LINE = "Clara Results listens on "
+"""Begins the one line on stdout; the URL follows."""
+
+
+def run(settings: Settings) -> bool:
+    """Serve until asked to end; say whether the service ever was ready.
+
+    Raises:
+        InvalidInput: The address can't be listened on.
+    """
+    listening = _bind(settings)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    server = _Server(settings, f"{READY_LINE}http://{shown}:{port} (version {__version__})")
+    server.run(sockets=[listening])
+    return server.started
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, that says on stdout when it is ready, and lets waiting claims go when it is to end."""
+
+    def __init__(self, settings: Settings, ready_line: str) -> None:
+        self._settings = settings
+        self._ready_line = ready_line
+        self._engine: Engine | None = None
+        app = create_app(self._open, _test_destination)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=SHUTDOWN,
+                server_header=False,
+            )
+        )
+
+    def _open(self) -> Engine:
+        self._engine = Engine(self._settings)
+        return self._engine
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        if self.started:
+            typer.echo(self._ready_line)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        if self._engine is not None:
+            self._engine.end_waiting()
+        super().handle_exit(sig, frame)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise InvalidInput(
+            f"can't listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+            "is another service running there? choose another --port",
+            code="cannot-listen",
+        ) from error
+    return listening
+
+
+def _test_destination(destination: Destination) -> TestResult:
+    try:
+        from clara_results.agents.dicom.echo import test_destination
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"destinations can't be tested here: {error.name} is missing; install clara-results[dicom]",
+            code="not-installed",
+        ) from error
+    return test_destination(destination)
