@@ -9,6 +9,10 @@
     A running Orthanc of the test's own: an ``Orthanc``.
 ``storescp``
     ``storescp()`` starts a DCMTK storescp of the test's own and gives a ``StoreScp``; arguments are passed on to it.
+``service``
+    ``service(retry_delay=0.1)`` starts a Results Service of the test's own with these settings and gives a ``Service``.
+``agent``
+    ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``.
 ``write_ct``
     ``write_ct(path, number=3)`` writes one small valid CT instance: see ``CtWriter``.
 
@@ -21,6 +25,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,6 +37,10 @@ import urllib3
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from clara_results.client import ResultsClient
+from clara_results.errors import ServiceUnavailable
+from clara_results.settings import variable
 
 _DICE = random.SystemRandom()  # not seeded: parallel workers must not choose the same ports
 
@@ -315,6 +324,110 @@ def storescp(require_tool: Callable[[str], str], tmp_path: Path) -> Iterator[Sto
             server.start()
             running.callback(server.stop)
             return server
+
+        yield start
+
+
+class Service:
+    """A Results Service in a process of its own.
+
+    Attributes:
+        url: Where it answers.
+        data: Its data folder; ``payloads`` lies in it.
+        client: A client of it.
+    """
+
+    def __init__(self, data: Path, settings: dict[str, Any]) -> None:
+        self.data = data
+        self.data.mkdir()
+        self.payloads = data / "payloads"
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = ResultsClient(self.url)
+        self._log = data / "service.log"
+        self._server = ServerProcess(
+            [*_PROGRAM, "serve"],
+            self._log,
+            _variables({"data": data, "port": port, **settings}),
+        )
+
+    def start(self) -> None:
+        """Start it, on the same port and data as before."""
+        self._server.start(self._is_ready)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait for that."""
+        self._server.stop()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self._server.kill()
+
+    def log(self) -> str:
+        """Return all that it has printed."""
+        return self._log.read_text()
+
+    def _is_ready(self) -> bool:
+        try:
+            self.client.ready()
+        except ServiceUnavailable:
+            return False
+        return True
+
+
+class ServiceStarter(Protocol):
+    """Starts a Results Service; settings are those of ``clara_results.settings``."""
+
+    def __call__(self, **settings: Any) -> Service: ...
+
+
+_PROGRAM = [sys.executable, "-m", "clara_results"]
+
+
+def _variables(settings: dict[str, Any]) -> dict[str, str]:
+    return {variable(name): str(value) for name, value in settings.items()}
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[ServiceStarter]:
+    """Give a function that starts a Results Service for the time of the test."""
+    with ExitStack() as running:
+        count = 0
+
+        def start(**settings: Any) -> Service:
+            nonlocal count
+            count += 1
+            made = Service(tmp_path / f"service-{count}", settings)
+            made.start()
+            running.callback(made.kill)
+            return made
+
+        yield start
+
+
+class AgentStarter(Protocol):
+    """Starts a DICOM agent for a service; it claims as soon as it is up."""
+
+    def __call__(self, service: Service, **settings: Any) -> ServerProcess: ...
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[AgentStarter]:
+    """Give a function that starts a DICOM agent for the time of the test."""
+    with ExitStack() as running:
+        count = 0
+
+        def start(service: Service, **settings: Any) -> ServerProcess:
+            nonlocal count
+            count += 1
+            made = ServerProcess(
+                [*_PROGRAM, "agent", "dicom"],
+                tmp_path / f"agent-{count}.log",
+                _variables({"service": service.url, "payloads": service.payloads, **settings}),
+            )
+            made.start(lambda: True)
+            running.callback(made.kill)
+            return made
 
         yield start
 
