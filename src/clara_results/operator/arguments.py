@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import NoReturn
 
 from clara_results.errors import InvalidInput
@@ -48,17 +49,37 @@ exit codes:
   128+n  ended by signal n (130: SIGINT, 143: SIGTERM)"""
 
 
+_CHECKED_BY_US = ("--agent", "--data")
+"""Flags whose value may begin with a hyphen: the message about it is ours, for it shows the rule."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InvalidInput(f"{message} (see {self.prog} --help)", code="usage")
 
 
-def parser(program: str) -> argparse.ArgumentParser:
-    """Return the parser; where argparse would exit with 2 it raises InvalidInput.
+def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Read a command line.
 
     Args:
+        arguments: Without the program's name.
         program: How the command is called.
+
+    Raises:
+        InvalidInput: It is not one.
+        SystemExit: It asked for help.
     """
+    joined: list[str] = []
+    for argument in arguments:
+        value = argument.startswith("-") and not argument.startswith("--")
+        if value and joined and joined[-1] in _CHECKED_BY_US:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return _parser(program).parse_args(joined)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
     made = _Parser(
         prog=program,
         description=_DESCRIPTION,

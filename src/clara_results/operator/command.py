@@ -23,7 +23,7 @@ from clara_results.errors import (
     Stopping,
 )
 from clara_results.operator import data
-from clara_results.operator.arguments import parser
+from clara_results.operator.arguments import parse
 from clara_results.operator.plan import Plan, make_plan
 from clara_results.operator.progress import Progress
 from clara_results.operator.request import Request, resolve
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _register(arguments: list[str], outcome: _Outcome) -> None:
     program = "register.py" if sys.argv[0].endswith("register.py") else "clara-results register"
-    flags = parser(program).parse_args(arguments)
+    flags = parse(arguments, program)
     progress = Progress(sys.stderr, SystemClock(), quiet=flags.quiet)
     try:
         request = resolve(flags, os.environ)

@@ -11,8 +11,8 @@ from clara_results.errors import InvalidInput, UnreadableInput, UnsafeUri
 
 FILE_LIMIT = 100_000
 """Files that the service takes in one registration."""
-FOLDER_LIMIT = 100_000
-"""Folders, so that links that lead to each other in circles come to an end."""
+LINK_LIMIT = 1_000
+"""Links to folders that are followed in an input: those that lead to each other in circles multiply."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _join = os.path.join  # for speed: a Path a file costs more than reading its folder
@@ -85,7 +85,7 @@ def scan(inputs: Sequence[Input], warn: Callable[[str], None]) -> list[Found]:
         The files, by input and path.
 
     Raises:
-        InvalidInput: A name that can't be a URI, two inputs of one folder, or too many files.
+        InvalidInput: A name that can't be a URI, two inputs of one folder, or too many files or links.
         UnreadableInput: A folder or file can't be read, or a link leads out of its input or nowhere.
     """
     roots = {_real(each.path): each for each in reversed(inputs)}
@@ -97,16 +97,13 @@ def scan(inputs: Sequence[Input], warn: Callable[[str], None]) -> list[Found]:
             code="invalid-input-path",
         )
     found: list[Found] = []
-    folders = 0
     for real, each in roots.items():
         walk = _Walk(each, real, frozenset(roots) - {real}, warn)
         for files in walk.folders():
             found += files
-            folders += 1
-            if len(found) > FILE_LIMIT or folders > FOLDER_LIMIT:
+            if len(found) > FILE_LIMIT:
                 raise InvalidInput(
-                    f"more than {FILE_LIMIT} files, or as many folders (at {each.path}): "
-                    "register them from several steps",
+                    f"more than {FILE_LIMIT} files (at {each.path}): register them from several steps",
                     code="too-many-files",
                 )
     found.sort(key=lambda file: (file.source.name, os.fsencode(file.relative)))
@@ -123,6 +120,7 @@ class _Walk:
         self._real = real
         self._others = others
         self._warn = warn
+        self._links = 0
 
     def folders(self) -> Iterator[list[Found]]:
         """Yield the files of each folder."""
@@ -190,6 +188,13 @@ class _Walk:
             link = _join(self._source.path, relative)
             self._warn(f"not followed again: {link!r} leads back to {target!r}")
             return None
+        self._links += 1
+        if self._links > LINK_LIMIT:
+            raise InvalidInput(
+                f"more than {LINK_LIMIT} symbolic links to folders in {self._source.path}: "
+                "put the files themselves there",
+                code="too-many-links",
+            )
         return _Folder(relative + "/", target, (*folder.jumps, folder.real))
 
     def _file(self, relative: str) -> Found:
