@@ -6,7 +6,6 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +51,7 @@ class Runner:
         lease: int,
         parallel: int,
         payloads: FolderStore | None,
+        grace: float = GRACE,
     ) -> None:
         """Make a runner; nothing is claimed yet.
 
@@ -63,6 +63,7 @@ class Runner:
             lease: Seconds of a lease.
             parallel: Tasks delivered side by side.
             payloads: Where files lie; None: they are fetched from the service.
+            grace: Seconds for work in hand once it is asked to end.
         """
         self._agent = agent
         self._exporter = exporter
@@ -71,7 +72,9 @@ class Runner:
         self._lease = lease
         self._parallel = parallel
         self._payloads = payloads
+        self._grace = grace
         self._stop = threading.Event()
+        self._over = threading.Event()
         self._free = threading.Semaphore(parallel)
         self._held: dict[HeldTask, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -194,18 +197,19 @@ class Runner:
             try:
                 return call()
             except ServiceUnavailable as error:
+                if self._over.wait(pause):
+                    raise
                 _log.warning("%s; the report is made again", error)
-            if self._stop.wait(pause):
-                time.sleep(PAUSE[0])
             pause = min(pause * 2, PAUSE[1])
 
     def _end_all(self) -> None:
         """Wait for work in hand; give back what does not end in time."""
-        deadline = self._clock.monotonic() + GRACE
+        deadline = self._clock.monotonic() + self._grace
         with self._lock:
             running = dict(self._held)
         for thread in running.values():
             thread.join(max(0.0, deadline - self._clock.monotonic()))
+        self._over.set()
         for held, thread in running.items():
             if thread.is_alive():
                 self._give_back(held)

@@ -132,7 +132,7 @@ class ResultsClient:
         answer = self._send(
             "GET", f"/api/tasks/{quote(agent)}/pending", query=query, timeout=timeout
         )
-        return [from_json(Task, item) for item in _json(answer)]
+        return [_typed(Task, item, answer) for item in _json(answer)]
 
     def succeed(self, task_id: str, report: SuccessReport) -> Task:
         """Report success."""
@@ -289,7 +289,7 @@ class ResultsClient:
             headers=({"Content-Type": "application/json"} if body is not None else {})
             | (headers or {}),
         )
-        return from_json(kind, _json(answer))
+        return _typed(kind, _json(answer), answer)
 
     def _send(
         self,
@@ -345,6 +345,15 @@ def _json(answer: urllib3.BaseHTTPResponse) -> Any:
     except ValueError as error:
         raise ServiceUnavailable(
             f"the answer to {answer.url} is not JSON: is that a Results Service?"
+        ) from error
+
+
+def _typed(kind: type[T], value: Any, answer: urllib3.BaseHTTPResponse) -> T:
+    try:
+        return from_json(kind, value)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ServiceUnavailable(
+            f"the answer to {answer.url} is not a {kind.__name__}: is the service of another version?"
         ) from error
 
 

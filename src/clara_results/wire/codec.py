@@ -6,8 +6,10 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T")
 
@@ -18,10 +20,25 @@ def camel(name: str) -> str:
     return head + "".join(word.capitalize() for word in rest)
 
 
-LENIENT = {"alias_generator": camel, "populate_by_name": False, "extra": "ignore"}
-"""pydantic's view of a body that the original's clients send: what it does not know is passed over."""
-STRICT = LENIENT | {"extra": "forbid"}
-"""pydantic's view of a body that only our clients send: a misspelt field is an error, not a silence."""
+_LENIENT = {"alias_generator": camel, "populate_by_name": False, "extra": "ignore"}
+_STRICT = _LENIENT | {"extra": "forbid"}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def body(*, strict: bool = False) -> Callable[[type[T]], type[T]]:
+    """Make a class a wire body: a frozen dataclass that pydantic knows under camelCase names.
+
+    Args:
+        strict: Only our clients send it: a misspelt field is an error, not a silence. Else what it does not know
+            is passed over, as the original's clients may send more than we need.
+    """
+
+    def make(kind: type[T]) -> type[T]:
+        made: Any = dataclass(frozen=True, slots=True, kw_only=True)(kind)
+        made.__pydantic_config__ = _STRICT if strict else _LENIENT
+        return cast("type[T]", made)
+
+    return make
 
 
 def timestamp(moment: datetime) -> str:
@@ -55,7 +72,7 @@ def from_json(kind: type[T], value: Any) -> T:
         TypeError: A field without a default is missing.
         ValueError: A value is not of its field's type.
     """
-    return typing.cast("T", _typed(kind, value))
+    return cast("T", _typed(kind, value))
 
 
 @functools.cache

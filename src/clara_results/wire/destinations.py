@@ -1,13 +1,12 @@
 """Bodies of ``/api/destinations``, ``/api/config/destinationaetitle`` and ``/api/agents``."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from clara_results.wire.codec import LENIENT, STRICT
+from clara_results.wire.codec import body
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Destination:
     """A receiver that results are delivered to.
 
@@ -20,8 +19,6 @@ class Destination:
         calling_ae_title: The calling AE title; None: the agent's own.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     name: str
     kind: str = "dicom"
     ae_title: str
@@ -30,11 +27,9 @@ class Destination:
     calling_ae_title: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class DestinationAeTitle:
     """A DIMSE destination in the original's shape."""
-
-    __pydantic_config__: ClassVar = LENIENT
 
     name: str
     ae_title: str
@@ -42,14 +37,14 @@ class DestinationAeTitle:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class DestinationPage:
     """All destinations, by name."""
 
     items: list[Destination]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class TestStep:
     """One step of a destination's test.
 
@@ -68,7 +63,7 @@ class TestStep:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class TestResult:
     """What a destination's test found: all steps up to the first that failed."""
 
@@ -79,7 +74,7 @@ class TestResult:
     steps: list[TestStep]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class AgentInstance:
     """An agent process that has asked for tasks.
 
@@ -98,7 +93,7 @@ class AgentInstance:
     holds: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class AgentPage:
     """The agent processes seen in the last day, by name."""
 

@@ -1,10 +1,11 @@
 """Bodies of ``/api/payloads``."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
+from clara_results.wire.codec import body
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@body()
 class PayloadFile:
     """A file in a payload.
 
@@ -19,7 +20,7 @@ class PayloadFile:
     modified: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Payload:
     """A payload's files, by URI."""
 

@@ -1,14 +1,14 @@
 """Bodies of ``/api/tasks`` and ``/api/jobs``."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from clara_results.domain.tasks import Outcome, State
-from clara_results.wire.codec import LENIENT, STRICT
+from clara_results.wire.codec import body
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class ResultFile:
     """A file as it was registered.
 
@@ -20,8 +20,6 @@ class ResultFile:
         media_type: RFC 6838 media type.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     uri: str
     size: int | None = None
     modified: datetime | None = None
@@ -29,7 +27,7 @@ class ResultFile:
     media_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Registration:
     """Body of ``POST /api/tasks``: result files, and for whom they are.
 
@@ -48,8 +46,6 @@ class Registration:
         max_retries: Retries allowed; None: the service's setting.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     agent: str
     job_id: str
     pipeline_id: str
@@ -64,7 +60,7 @@ class Registration:
     max_retries: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class FileCounts:
     """Number of a task's files by outcome."""
 
@@ -75,7 +71,7 @@ class FileCounts:
     rejected: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Progress:
     """How far the present attempt is.
 
@@ -84,13 +80,11 @@ class Progress:
         bytes_delivered: Their bytes.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     files_delivered: int = 0
     bytes_delivered: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class TaskError:
     """Why a task last failed, or was put back.
 
@@ -103,7 +97,7 @@ class TaskError:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Attempt:
     """One claim of a task and how it ended.
 
@@ -127,7 +121,7 @@ class Attempt:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class HistoryEntry:
     """Something that happened to a task.
 
@@ -145,7 +139,7 @@ class HistoryEntry:
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Task:
     """A task as the service shows it.
 
@@ -199,17 +193,15 @@ class Task:
     lease_expires_at: datetime | None = None
     files: list[ResultFile] | None = None
 
-    __pydantic_config__: ClassVar = LENIENT
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Registered:
     """Answer to a registration: its tasks, one for each element of ``data``."""
 
     tasks: list[Task]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class FileOutcome:
     """What became of one file.
 
@@ -221,8 +213,6 @@ class FileOutcome:
         sop_instance_uid: Of a DICOM instance.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     uri: str
     outcome: Outcome
     code: str | None = None
@@ -230,7 +220,7 @@ class FileOutcome:
     sop_instance_uid: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class TaskFile:
     """A file of a task and what became of it.
 
@@ -254,7 +244,7 @@ class TaskFile:
     updated_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class SuccessReport:
     """Body of ``PUT /api/tasks/success/{taskId}``; the original's clients send none.
 
@@ -263,13 +253,11 @@ class SuccessReport:
         files: Outcomes; None: every file that is not told of yet was delivered.
     """
 
-    __pydantic_config__: ClassVar = LENIENT
-
     lease_token: str | None = None
     files: list[FileOutcome] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class FailureReport:
     """Body of ``PUT /api/tasks/failure/{taskId}``; the original's clients send ``{"RetryLater": bool}``.
 
@@ -282,8 +270,6 @@ class FailureReport:
         unavailable: The destination as a whole could not be reached: it is tried again, retries unchanged.
     """
 
-    __pydantic_config__: ClassVar = LENIENT
-
     retry_later: bool
     lease_token: str | None = None
     code: str | None = None
@@ -292,7 +278,7 @@ class FailureReport:
     unavailable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Renewal:
     """Body of ``PUT /api/tasks/{taskId}/lease``.
 
@@ -303,22 +289,20 @@ class Renewal:
         progress: How far the attempt is.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     lease_token: str
     seconds: int | None = None
     files: list[FileOutcome] | None = None
     progress: Progress | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Renewed:
     """Answer to a renewal: until when the lease holds."""
 
     lease_expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Release:
     """Body of ``PUT /api/tasks/{taskId}/release``: an agent that shuts down gives a task back.
 
@@ -327,13 +311,11 @@ class Release:
         files: Outcomes so far.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     lease_token: str
     files: list[FileOutcome] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class Redelivery:
     """Body of ``POST /api/tasks/{taskId}/redeliver``.
 
@@ -341,12 +323,10 @@ class Redelivery:
         destination: Another destination than the task's own; None: the same parameters again.
     """
 
-    __pydantic_config__: ClassVar = STRICT
-
     destination: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body(strict=True)
 class TaskFilter:
     """Body of ``POST /api/tasks/retry`` and ``/cancel``: which tasks; at least one field.
 
@@ -354,8 +334,6 @@ class TaskFilter:
         state: Of this state; likewise agent, job, payload and destination.
         task_ids: These tasks.
     """
-
-    __pydantic_config__: ClassVar = STRICT
 
     state: State | None = None
     agent: str | None = None
@@ -365,14 +343,14 @@ class TaskFilter:
     task_ids: list[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Changed:
     """Answer to a call that changes many tasks: how many it did change."""
 
     changed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class TaskPage:
     """A page of tasks, newest first, and the cursor of the next one."""
 
@@ -380,7 +358,7 @@ class TaskPage:
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class FilePage:
     """A page of a task's files, in the order of registration, and the cursor of the next one."""
 
@@ -388,7 +366,7 @@ class FilePage:
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@body()
 class Job:
     """A job's tasks and whether its results are delivered.
 
