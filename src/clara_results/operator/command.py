@@ -147,9 +147,7 @@ def _send(
         return
     from clara_results.operator.follow import follow, shortfall
 
-    outcome.tasks = follow(
-        outcome.tasks, flags.wait, client, persistence, progress, clock, time.sleep
-    )
+    follow(outcome.tasks, flags.wait, client, persistence, progress, clock, time.sleep)
     short = {task.task_id: text for task in outcome.tasks if (text := shortfall(task))}
     if short:
         late = any(not task.state.finished for task in outcome.tasks)

@@ -1,6 +1,7 @@
 """Follow tasks to their end."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from clara_results.client import ResultsClient
 from clara_results.domain.clock import Clock
@@ -14,18 +15,18 @@ LONGEST_INTERVAL = 2.0
 
 
 def follow(
-    tasks: Sequence[Task],
+    tasks: list[Task],
     seconds: float,
     client: ResultsClient,
     persistence: Persistence,
     progress: Progress,
     clock: Clock,
     sleep: Sleep,
-) -> list[Task]:
+) -> None:
     """Ask for tasks until each has ended, or time runs out.
 
     Args:
-        tasks: The tasks.
+        tasks: The tasks; brought up to date in place, so that they are when somebody ends this.
         seconds: For how long.
         client: Whom to ask.
         persistence: Waits out a service that is away.
@@ -33,26 +34,21 @@ def follow(
         clock: Measures the time.
         sleep: Waits between the questions.
 
-    Returns:
-        The tasks as they are then, in the same order.
-
     Raises:
         ServiceUnavailable: The service was away for too long.
     """
     deadline = clock.monotonic() + seconds
     interval = FIRST_INTERVAL
-    now = list(tasks)
-    while not all(task.state.finished for task in now):
+    while not all(task.state.finished for task in tasks):
         left = deadline - clock.monotonic()
         if left <= 0:
             break
         sleep(min(interval, left))
         interval = min(interval * 1.5, LONGEST_INTERVAL)
-        for index, task in enumerate(now):
+        for index, task in enumerate(tasks):
             if not task.state.finished:
-                now[index] = persistence.call(lambda asked=task.task_id: client.task(asked))  # type: ignore[misc]
-        progress.step(_summary(now))
-    return now
+                tasks[index] = persistence.call(partial(client.task, task.task_id))
+        progress.step(_summary(tasks))
 
 
 def shortfall(task: Task) -> str | None:

@@ -35,6 +35,7 @@ def in_parallel(action: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
             try:
                 results.put((index, action(item)))
             except Exception as error:  # noqa: BLE001  (raised again in the caller's thread)
+                stop.set()
                 results.put(error)
 
     for _ in range(min(WORKERS, len(items))):

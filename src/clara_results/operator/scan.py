@@ -155,7 +155,7 @@ class _Walk:
         except NotADirectoryError as error:
             raise UnreadableInput(f"{path} is not a folder: an input is one") from error
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(path.rstrip("/") or path, error) from error
 
     def _target(self, path: str) -> str:
         """Return where a link leads to in the end.
