@@ -1,5 +1,6 @@
 """The rules for names: agents, payloads, file URIs, destinations, application entities."""
 
+import ipaddress
 import re
 import unicodedata
 
@@ -7,7 +8,9 @@ from clara_results.errors import AgentNameInvalid, InvalidInput, UnsafeUri
 
 AGENT_RULE = "letters, digits and hyphens; begins with a letter; does not end with a hyphen"
 PAYLOAD_RULE = "1 to 128 letters, digits, '.', '_' or '-'; does not begin with '.'"
-NAME_RULE = "1 to 255 printable characters, no '/' or back-slash, no space at either end"
+NAME_RULE = (
+    "1 to 255 printable characters, no '/' or back-slash, no space at either end; not '.' or '..'"
+)
 AE_TITLE_RULE = (
     "1 to 16 characters of the default repertoire (ASCII), no back-slash, no control character, "
     "not all spaces"
@@ -16,10 +19,10 @@ HOST_RULE = "a DNS name, an IPv4 or an IPv6 address"
 
 _AGENT = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{0,253}[A-Za-z0-9])?", re.ASCII)
 _PAYLOAD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
-_HOST = re.compile(
-    r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?",
-    re.ASCII,
-)
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?!\d+\.?\Z){_LABEL}\.?", re.ASCII)
+"""RFC 1123 2.1, and underscores; the last label is no number, else it would be an IPv4 address."""
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:", re.ASCII)
 URI_LIMIT = 1024
 
@@ -82,6 +85,7 @@ def destination_name(name: str) -> str:
         or name != name.strip()
         or not printable
         or set(name) & {"/", "\\"}
+        or name in {".", ".."}
     ):
         raise InvalidInput(
             f"{name!r} is not a destination's name: {NAME_RULE}", code="invalid-destination"
@@ -114,11 +118,19 @@ def host(name: str) -> str:
     Raises:
         InvalidInput: It is none of these.
     """
-    if not _HOST.fullmatch(name):
+    if not _DNS.fullmatch(name) and not _is_address(name):
         raise InvalidInput(
             f"{name!r} is not a host: {HOST_RULE}, without brackets or port", code="invalid-host"
         )
     return name
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return _ADDRESS.fullmatch(name) is not None  # a zone of an IPv6 address could be anything
 
 
 def port(number: int) -> int:
