@@ -13,6 +13,8 @@
     ``service(retry_delay=0.1)`` starts a Results Service of the test's own with these settings and gives a ``Service``.
 ``agent``
     ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``.
+``database_url``
+    URL of an empty database of the test's own.
 ``write_ct``
     ``write_ct(path, number=3)`` writes one small valid CT instance: see ``CtWriter``.
 
@@ -430,6 +432,12 @@ def agent(tmp_path: Path) -> Iterator[AgentStarter]:
             return made
 
         yield start
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """Give the URL of an empty database."""
+    return f"sqlite:///{tmp_path / 'database' / 'test.db'}"
 
 
 class CtWriter(Protocol):
