@@ -24,8 +24,9 @@ from clara_results.errors import (
 from clara_results.payloads import FolderStore
 from clara_results.wire.tasks import FailureReport, FileOutcome, Release, SuccessReport, Task
 
-WAIT = 5.0
-"""Seconds that a claim waits at the service for a task."""
+WAIT = 2.0
+"""Seconds that a claim waits at the service for a task; work is given back only after the last claim's answer, or
+that claim would take it up again."""
 PAUSE = (0.5, 5.0)
 """Seconds between tries while the service is away: the first, and the longest."""
 GRACE = 8.0
@@ -75,6 +76,7 @@ class Runner:
         self._grace = grace
         self._stop = threading.Event()
         self._over = threading.Event()
+        self._claimer = threading.Thread(target=self._claim_all, name="claim", daemon=True)
         self._free = threading.Semaphore(parallel)
         self._held: dict[HeldTask, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -86,28 +88,33 @@ class Runner:
     def run(self) -> None:
         """Claim and deliver until ``stop``."""
         _log.info("agent %s takes tasks from %s", self._agent, self._client.url)
+        self._claimer.start()
+        while not self._stop.wait(1.0):
+            pass
+        self._end_all()
+
+    def _claim_all(self) -> None:
         pause = PAUSE[0]
         while not self._stop.is_set():
             if not self._free.acquire(timeout=0.2):
                 continue
             try:
-                task = self._claim()
+                claimed = self._client.claim(self._agent, size=1, wait=WAIT, lease=self._lease)
             except ServiceUnavailable as error:
-                self._free.release()
                 _log.warning("%s; trying again", error)
+                claimed = []
                 self._stop.wait(pause)
                 pause = min(pause * 2, PAUSE[1])
-                continue
-            pause = PAUSE[0]
-            if task is None:
-                self._free.release()
+            except ClaraResultsError as error:
+                _log.error("tasks can't be claimed: %s", error)
+                claimed = []
+                self._stop.wait(PAUSE[1])
             else:
-                self._begin(task)
-        self._end_all()
-
-    def _claim(self) -> Task | None:
-        claimed = self._client.claim(self._agent, size=1, wait=WAIT, lease=self._lease)
-        return claimed[0] if claimed else None
+                pause = PAUSE[0]
+            if claimed:
+                self._begin(claimed[0])
+            else:
+                self._free.release()
 
     def _begin(self, task: Task) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="clara-results-"))
@@ -119,7 +126,7 @@ class Runner:
         )
         with self._lock:
             self._held[held] = thread
-        thread.start()
+            thread.start()  # once the end has been asked for, its first checkpoint gives the task back
 
     def _work(self, held: HeldTask, scratch: Path) -> None:
         try:
@@ -169,6 +176,7 @@ class Runner:
         token = task.lease_token
         failed = [o for o in outcomes.values() if o.outcome in {Outcome.RETRY, Outcome.REJECTED}]
         if isinstance(fault, Stopping | ServiceUnavailable):
+            self._last_claim_answered()
             release = Release(lease_token=token or "", files=files)
             ended = self._insist(lambda: self._client.release(task.task_id, release))
         elif fault is None and not failed:
@@ -205,6 +213,7 @@ class Runner:
     def _end_all(self) -> None:
         """Wait for work in hand; give back what does not end in time."""
         deadline = self._clock.monotonic() + self._grace
+        self._last_claim_answered()
         with self._lock:
             running = dict(self._held)
         for thread in running.values():
@@ -213,6 +222,10 @@ class Runner:
         for held, thread in running.items():
             if thread.is_alive():
                 self._give_back(held)
+
+    def _last_claim_answered(self) -> None:
+        if self._stop.is_set():
+            self._claimer.join(self._grace)
 
     def _give_back(self, held: HeldTask) -> None:
         task = held.task
