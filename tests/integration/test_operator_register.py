@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import urllib3
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 30.0
@@ -668,18 +669,20 @@ def test_files_that_the_service_does_not_see(step: Step, service: FakeService) -
 
 
 @pytest.mark.parametrize(
-    ("status", "name", "part"),
+    ("method", "status", "name", "part"),
     [
-        (409, "key-reused", "another body"),
-        (401, "unauthorized", "CLARA_RESULTS_TOKEN_FILE"),
-        (413, "too-large", "another body"),
+        ("POST", 409, "key-reused", "another body"),
+        ("POST", 401, "unauthorized", "CLARA_RESULTS_TOKEN_FILE"),
+        ("PUT", 403, "forbidden", "CLARA_RESULTS_TOKEN_FILE"),
+        ("POST", 413, "too-large", "another body"),
+        ("PUT", 409, "exists-differently", "another body"),
     ],
 )
 def test_other_refusals(
-    step: Step, service: FakeService, status: int, name: str, part: str
+    step: Step, service: FakeService, method: str, status: int, name: str, part: str
 ) -> None:
     step.write("a")
-    service.troubles["POST"] = [status]
+    service.troubles[method] = [status]
     service.problem = {"code": name, "detail": "another body"}
     check_error(step.run("--json"), 7, name, part)
 
@@ -817,20 +820,34 @@ def test_help(step: Step) -> None:
         assert part in run.out
 
 
-def test_a_plain_checkout_without_an_installed_package(step: Step) -> None:
-    step.write("a")
-    packages = Path(sys.prefix) / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
-    code = f"import sys, runpy; sys.path.append({str(packages)!r}); sys.argv[0] = 'register.py'; runpy.run_path({str(ROOT / 'register.py')!r}, run_name='__main__')"  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code, "--agent", "ClaraSCU"],
-        env=step.variables(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def in_a_plain_checkout(step: Step, packages: list[str]) -> Run:
+    """Run register.py by a Python that has nothing installed but what lies in ``packages``."""
+    code = (
+        f"import sys, runpy; sys.path += {packages!r}; sys.argv[0] = 'register.py'; "
+        f"runpy.run_path({str(ROOT / 'register.py')!r}, run_name='__main__')"
     )
-    run = ended(process)
+    return ended(
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code, "--agent", "ClaraSCU", "--json"],
+            env=step.variables(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+
+def test_a_plain_checkout(step: Step) -> None:
+    step.write("a")
+    packages = Path(urllib3.__file__).parents[1]  # without its .pth files: we are not in there
+    run = in_a_plain_checkout(step, [str(packages)])
     assert run.code == 0
-    assert "Pending" in run.out
+    assert len(run.json["tasks"]) == 1
+
+
+def test_a_plain_checkout_without_urllib3(step: Step) -> None:
+    step.write("a")
+    check_error(in_a_plain_checkout(step, []), 1, "not-installed", "pip install urllib3")
 
 
 def test_the_commands_own_name(step: Step) -> None:

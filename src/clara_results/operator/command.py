@@ -79,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
             outcome.error.exit_code = error.exit_code
         except ClaraResultsError as error:
             outcome.error = error
+        except ModuleNotFoundError as error:
+            outcome.error = ClaraResultsError(
+                f"the Python package {error.name} is not installed here: pip install {error.name}",
+                code="not-installed",
+            )
         except Exception as error:  # noqa: BLE001  (outermost: people are told in one line, not by a traceback)
             outcome.error = ClaraResultsError(
                 f"this is a fault of the program ({type(error).__name__}: {error}). {outcome.stage}"

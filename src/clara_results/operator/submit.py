@@ -121,12 +121,12 @@ def submit(
     def put(file: PlannedFile) -> None:
         _upload(request.payload_id, file, client, persistence)
 
-    if uploads:
-        for done, _ in enumerate(in_parallel(put, uploads), start=1):
-            progress.step(f"uploading: {done} of {len(uploads)} files")
-    progress.step(f"registering {_count(len(plan.files), 'file')}")
     body = plan.registration(request)
     try:
+        if uploads:
+            for done, _ in enumerate(in_parallel(put, uploads), start=1):
+                progress.step(f"uploading: {done} of {len(uploads)} files")
+        progress.step(f"registering {_count(len(plan.files), 'file')}")
         return persistence.call(lambda: client.register(body, plan.key)).tasks
     except Refused as error:
         raise _explained(error, request, plan) from error
