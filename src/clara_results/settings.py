@@ -59,7 +59,7 @@ class Settings:
         False, "listen beyond loopback although anyone who reaches the port may do anything"
     )
     database: str | None = _setting(
-        None, "sqlite:///PATH; if not given, clara-results.db in the data folder"
+        None, "sqlite:///PATH or postgresql://USER@HOST/NAME; if not given, clara-results.db in the data folder"
     )
     payloads: Path | None = _setting(
         None, "folder of the payloads; the service's is in the data folder if not given"
@@ -290,8 +290,9 @@ def _http_url(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if not re.match(r"sqlite:///.", value):
-        raise ValueError(f"{value.split('://')[0]!r} database: give sqlite:///PATH")
+    if not re.match(r"sqlite:///.|postgres(ql)?://.", value):
+        kind = value.split("://")[0]
+        raise ValueError(f"{kind!r} is no kind of database: give sqlite:///PATH or postgresql://…")
     return value
 
 

@@ -20,7 +20,7 @@ from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
 from clara_results.store import tasks as store
-from clara_results.store.database import Database, Transaction
+from clara_results.store.database import Transaction, open_database
 from clara_results.store.migrations import migrate
 from clara_results.wire.tasks import Task
 
@@ -56,10 +56,11 @@ class Engine:
             give_up=timedelta(seconds=settings.give_up),
             random=random.random,
         )
-        self.queue = Queue(self.clock, policy, self.wakeups.wake)
+        self.queue = Queue(self.clock, policy)
         self.registrar = Registrar(self.queue, self.clock, settings.max_retries)
-        self._database = Database(settings.database_url)
+        self._database = open_database(settings.database_url)
         migrate(self._database.engine)
+        self._database.start(self.wakeups.wake)
         self._seen: dict[tuple[str, str], datetime] = {}
         self.closing = threading.Event()
         self._rescuer = threading.Thread(target=self._rescue, name="rescue", daemon=True)

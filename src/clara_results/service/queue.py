@@ -71,19 +71,15 @@ class _Ending:
 class Queue:
     """The tasks of one database."""
 
-    def __init__(
-        self, clock: Clock, policy: RetryPolicy, on_pending: Callable[[str], None]
-    ) -> None:
+    def __init__(self, clock: Clock, policy: RetryPolicy) -> None:
         """Make a queue.
 
         Args:
             clock: The time.
             policy: How failures are repeated.
-            on_pending: Called after commit with an agent's name when a task of its has become Pending.
         """
         self._clock = clock
         self._policy = policy
-        self._on_pending = on_pending
 
     # Agents
 
@@ -214,7 +210,7 @@ class Queue:
             NotFound: There is no such task.
             IllegalTransition: It is not Failed, or a newer registration has superseded it.
         """
-        return self._retry(transaction, self._found(transaction.connection, task_id))
+        return self._retry(transaction, self._found(transaction.connection, task_id, lock=True))
 
     def retry_all(self, transaction: Transaction, which: TaskFilter) -> int:
         """Put the Failed tasks of a filter back to Pending; return how many."""
@@ -231,7 +227,7 @@ class Queue:
             NotFound: There is no such task.
             IllegalTransition: It is finished.
         """
-        row = self._found(transaction.connection, task_id)
+        row = self._found(transaction.connection, task_id, lock=True)
         if row.state == State.CANCELED:
             return views.task(row)
         return self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
@@ -310,7 +306,7 @@ class Queue:
         store.insert_history(
             connection, row.id, now, "redelivered", message=f"by {changed['task_id']}"
         )
-        self.wake(transaction, row.agent)
+        transaction.pending_for.add(row.agent)
         return self.show(connection, str(changed["task_id"]))
 
     # Reading
@@ -363,10 +359,6 @@ class Queue:
         )
         if row.state in UNFINISHED:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
-
-    def wake(self, transaction: Transaction, agent: str) -> None:
-        """Have waiting agents look, once this transaction is durable."""
-        transaction.after_commit.append(lambda: self._on_pending(agent))
 
     # Steps
 
@@ -441,7 +433,7 @@ class Queue:
             )
         store.insert_history(connection, row.id, now, result, row.attempt or None, note)
         if decision.state == State.PENDING:
-            self.wake(transaction, row.agent)
+            transaction.pending_for.add(row.agent)
         return views.task(self._found(connection, row.task_id))
 
     def _retry(self, transaction: Transaction, row: store.Row) -> Task:
@@ -457,11 +449,11 @@ class Queue:
         values = self._decided(decision, now) | self._count(connection, row.id)
         self._move(connection, row, values)
         store.insert_history(connection, row.id, now, "retried")
-        self.wake(transaction, row.agent)
+        transaction.pending_for.add(row.agent)
         return views.task(self._found(connection, row.task_id))
 
-    def _found(self, connection: sa.Connection, task_id: str) -> store.Row:
-        row = store.by_id(connection, task_id)
+    def _found(self, connection: sa.Connection, task_id: str, *, lock: bool = False) -> store.Row:
+        row = store.by_id(connection, task_id, lock=lock)
         if row is None:
             raise NotFound(f"there is no task {task_id}", code="task-not-found")
         return row
@@ -477,7 +469,7 @@ class Queue:
             token: The reporter's lease token; None: an original's client, whose word counts while it runs.
             repeats: Results of an attempt that the report would repeat.
         """
-        row = self._found(connection, task_id)
+        row = self._found(connection, task_id, lock=True)
         if row.state == State.IN_PROGRESS:
             if token in {None, row.lease_token}:
                 return row

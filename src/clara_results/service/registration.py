@@ -159,7 +159,7 @@ class Registrar:
             store.insert_history(connection, task, now, "registered")
             for row in replaced:
                 self._queue.supersede(transaction, row, task_id)
-        self._queue.wake(transaction, agent)
+        transaction.pending_for.add(agent)
 
 
 def _task_values(body: Registration, task_id: str, element: Any) -> dict[str, Any]:

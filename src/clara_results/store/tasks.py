@@ -98,6 +98,7 @@ def older_of_scope(connection: sa.Connection, scope_sha256: str, before: int) ->
             tasks.c.state.not_in([State.SUCCEEDED, State.CANCELED]),
         )
         .order_by(tasks.c.id)
+        .with_for_update(of=tasks)
     )
     return connection.execute(found).all()
 
@@ -108,9 +109,10 @@ def by_registration(connection: sa.Connection, registration: int) -> Sequence[Ro
     return connection.execute(found.order_by(tasks.c.element)).all()
 
 
-def by_id(connection: sa.Connection, task_id: str) -> Row | None:
-    """Return a task."""
-    return connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).one_or_none()
+def by_id(connection: sa.Connection, task_id: str, *, lock: bool = False) -> Row | None:
+    """Return a task; with ``lock`` nobody else changes it before this transaction ends."""
+    found = sa.select(tasks).where(tasks.c.task_id == task_id)
+    return connection.execute(found.with_for_update() if lock else found).one_or_none()
 
 
 def by_job(connection: sa.Connection, job_id: str) -> Sequence[Row]:
@@ -307,13 +309,13 @@ def matching(
     task_ids: Sequence[str] | None,
     states: Sequence[State],
 ) -> Sequence[Row]:
-    """Return all tasks of some states that a filter names, oldest first."""
+    """Return all tasks of some states that a filter names, oldest first, locked."""
     found = sa.select(tasks).where(
         tasks.c.state.in_(states), *[tasks.c[name] == value for name, value in where.items()]
     )
     if task_ids is not None:
         found = found.where(tasks.c.task_id.in_(task_ids))
-    return connection.execute(found.order_by(tasks.c.id)).all()
+    return connection.execute(found.order_by(tasks.c.id).with_for_update()).all()
 
 
 def held_by(connection: sa.Connection) -> Sequence[Row]:

@@ -10,6 +10,9 @@ from alembic.script import ScriptDirectory
 
 from clara_results.errors import ServiceUnavailable
 
+LOCK = 0xC1A7A
+"""Advisory lock that one process holds while it migrates; the others wait, and find nothing to do."""
+
 
 def migrate(engine: sa.Engine) -> None:
     """Bring a database's tables to this version's form.
@@ -21,6 +24,8 @@ def migrate(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent))
     try:
         with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite's writer is alone as it is
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             revision = MigrationContext.configure(connection).get_current_revision()
             known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
             if revision is not None and revision not in known:

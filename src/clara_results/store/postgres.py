@@ -1,0 +1,151 @@
+"""PostgreSQL: any number of service processes on one database.
+
+Each write is a transaction of its own on one of a few threads. Rows that are to be changed are locked when they are
+read, so processes wait for each other instead of overwriting. Who waits for tasks in other processes is woken by
+NOTIFY, sent after commit (within the transaction it would put all commits in one line) and coalesced.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import psycopg
+import sqlalchemy as sa
+
+from clara_results.errors import ServiceUnavailable
+from clara_results.store.database import READERS, OnPending, Transaction, away, closing, read_in
+
+T = TypeVar("T")
+WRITERS = 8
+CHANNEL = "clara_results"
+TRIES = 3
+"""Runs of an operation that other transactions get in the way of."""
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 60
+LISTEN_PAUSE = 1.0
+_CONCURRENT = frozenset({"23505", "40001", "40P01"})
+"""SQLSTATEs of unique violation, serialization failure and deadlock."""
+_log = logging.getLogger(__name__)
+
+
+class PostgresDatabase:
+    """A PostgreSQL database, shared with other processes; see ``Database``."""
+
+    def __init__(self, url: sa.URL) -> None:
+        """Take a database; connections are made when they are needed."""
+        self._engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=WRITERS + READERS,
+            max_overflow=0,
+            pool_timeout=CONNECT_SECONDS,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
+                "application_name": "clara-results",
+            },
+        )
+        self._address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._on_pending: OnPending = lambda _agent: None
+        self._closing = threading.Event()
+        self._to_notify: set[str] = set()
+        self._notify = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._send_notifications, name="notify", daemon=True),
+            threading.Thread(target=self._listen, name="listen", daemon=True),
+        ]
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine that writes."""
+        return self._engine
+
+    def start(self, on_pending: OnPending) -> None:
+        """Begin to call ``on_pending``, for this process's transactions and all others' on the database."""
+        self._on_pending = on_pending
+        for thread in self._threads:
+            thread.start()
+
+    def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:
+        """Run an operation on a snapshot of the database."""
+        return self._readers.submit(read_in, self._engine, operation)
+
+    def write(self, operation: Callable[[Transaction], T]) -> Future[T]:
+        """Run an operation in a transaction."""
+        return self._writers.submit(self._write, operation)
+
+    def close(self) -> None:
+        """End all threads, after what already waits has been done."""
+        self._writers.shutdown()
+        self._readers.shutdown()
+        self._closing.set()
+        with self._notify:
+            self._notify.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._engine.dispose()
+
+    def _write(self, operation: Callable[[Transaction], T]) -> T:
+        for left in reversed(range(TRIES)):
+            try:
+                return self._once(operation)
+            except sa.exc.DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) in _CONCURRENT and left:
+                    continue
+                if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+                    raise away(error) from error
+                raise
+            except sa.exc.TimeoutError as error:
+                raise away(error) from error
+        raise closing()
+
+    def _once(self, operation: Callable[[Transaction], T]) -> T:
+        with self._engine.begin() as connection:
+            transaction = Transaction(connection)
+            result = operation(transaction)
+        if transaction.pending_for:
+            for agent in transaction.pending_for:
+                self._on_pending(agent)
+            with self._notify:
+                self._to_notify |= transaction.pending_for
+                self._notify.notify_all()
+        return result
+
+    def _send_notifications(self) -> None:
+        while not self._closing.is_set():
+            with self._notify:
+                while not self._to_notify and not self._closing.is_set():
+                    self._notify.wait()
+                agents, self._to_notify = self._to_notify, set()
+            try:
+                read_in(self._engine, partial(_notify_all, agents=agents))
+            except ServiceUnavailable as error:
+                # Who waits elsewhere looks by itself within seconds.
+                _log.warning("other processes were not woken: %s", error)
+
+    def _listen(self) -> None:
+        while not self._closing.is_set():
+            try:
+                with psycopg.connect(
+                    self._address, autocommit=True, connect_timeout=CONNECT_SECONDS
+                ) as connection:
+                    connection.execute(f"LISTEN {CHANNEL}")
+                    while not self._closing.is_set():
+                        for notification in connection.notifies(timeout=LISTEN_PAUSE):
+                            self._on_pending(notification.payload)
+            except psycopg.Error as error:
+                _log.warning("wake-ups from other processes are away: %s", error)
+                self._closing.wait(LISTEN_PAUSE)
+
+
+def _notify_all(connection: sa.Connection, agents: set[str]) -> None:
+    for agent in sorted(agents):
+        connection.execute(
+            sa.text("SELECT pg_notify(:channel, :agent)"), {"channel": CHANNEL, "agent": agent}
+        )

@@ -1,0 +1,175 @@
+"""SQLite: one file, one service process.
+
+Writes go through one thread that runs all waiting operations in one transaction, each in a savepoint, and answers
+them after its commit (group commit): one fsync serves many. Reads have their own connections and, under WAL,
+never wait for the writer.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from clara_results.errors import ClaraResultsError, ServiceUnavailable
+from clara_results.store.database import READERS, OnPending, Transaction, away, closing, read_in
+
+T = TypeVar("T")
+GROUP_LIMIT = 200
+"""Operations that share one commit at most, so that none waits for long."""
+BUSY_MILLISECONDS = 5000
+
+
+@dataclass(slots=True)
+class _Write:
+    operation: Callable[[Transaction], Any]
+    future: Future[Any]
+
+
+class SqliteDatabase:
+    """The SQLite database of one service process; see ``Database``."""
+
+    def __init__(self, url: sa.URL) -> None:
+        """Open a database, making the file and its folder if need be.
+
+        Raises:
+            ServiceUnavailable: It can't be opened.
+        """
+        path = Path(url.database or "")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServiceUnavailable(
+                f"the database's folder {path.parent} can't be made: {error}"
+            ) from error
+        self._writer = _engine(url, "BEGIN IMMEDIATE", pool_size=1)
+        self._reader = _engine(url, "BEGIN", pool_size=READERS)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="write", daemon=True)
+        self._closed = False
+        self._on_pending: OnPending = lambda _agent: None
+        self._thread.start()
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine that writes."""
+        return self._writer
+
+    def start(self, on_pending: OnPending) -> None:
+        """Begin to call ``on_pending``."""
+        self._on_pending = on_pending
+
+    def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:
+        """Run an operation on a snapshot of the database."""
+        if self._closed:
+            return _failed(closing())
+        return self._threads.submit(read_in, self._reader, operation)
+
+    def write(self, operation: Callable[[Transaction], T]) -> Future[T]:
+        """Run an operation in a transaction; one that raises does not touch others of its group."""
+        if self._closed:
+            return _failed(closing())
+        future: Future[T] = Future()
+        self._waiting.put(_Write(operation, future))
+        return future
+
+    def close(self) -> None:
+        """End all threads, after what already waits has been done."""
+        self._closed = True
+        self._waiting.put(None)
+        self._thread.join()
+        self._threads.shutdown()
+        self._writer.dispose()
+        self._reader.dispose()
+
+    def _write_all(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            ending = False
+            while len(group) < GROUP_LIMIT and not self._waiting.empty():
+                following = self._waiting.get()
+                if following is None:
+                    ending = True
+                    break
+                group.append(following)
+            self._write_group(group)
+            if ending:
+                return
+
+    def _write_group(self, group: list[_Write]) -> None:
+        done: list[tuple[_Write, Any, Exception | None]] = []
+        pending_for: set[str] = set()
+        group = [write for write in group if write.future.set_running_or_notify_cancel()]
+        try:
+            with self._writer.begin() as connection:
+                for write in group:
+                    result, fault = _in_savepoint(connection, write.operation, pending_for)
+                    done.append((write, result, fault))
+        except sa.exc.OperationalError as error:
+            unavailable = away(error)
+            for write in group:
+                write.future.set_exception(unavailable)
+            return
+        except Exception as error:  # noqa: BLE001  (outermost loop of the thread: who waits is told)
+            for write in group:
+                write.future.set_exception(error)
+            return
+        for write, result, fault in done:
+            if fault is None:
+                write.future.set_result(result)
+            else:
+                write.future.set_exception(fault)
+        for agent in pending_for:
+            self._on_pending(agent)
+
+
+def _in_savepoint(
+    connection: sa.Connection, operation: Callable[[Transaction], Any], pending_for: set[str]
+) -> tuple[Any, Exception | None]:
+    transaction = Transaction(connection)
+    try:
+        with connection.begin_nested():
+            result = operation(transaction)
+    except ClaraResultsError as error:
+        return None, error
+    except sa.exc.OperationalError:
+        raise  # the database itself is in trouble: so is the group
+    except Exception as error:  # noqa: BLE001  (a fault in one operation must not fail its neighbours)
+        return None, error
+    pending_for |= transaction.pending_for
+    return result, None
+
+
+def _failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _engine(url: sa.URL, begin: str, pool_size: int) -> sa.Engine:
+    engine = sa.create_engine(
+        url, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # Left to itself, the driver would commit each savepoint on its own.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {BUSY_MILLISECONDS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
