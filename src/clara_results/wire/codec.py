@@ -43,7 +43,8 @@ def body(*, strict: bool = False) -> Callable[[type[T]], type[T]]:
 
 def timestamp(moment: datetime) -> str:
     """Return an aware time as RFC 3339 in UTC with microseconds: ``2026-11-22T08:30:00.000000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # not strftime: its %Y gives a year before 1000 fewer than four digits
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def to_json(body: object) -> bytes:
