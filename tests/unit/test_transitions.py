@@ -31,6 +31,7 @@ ALLOWED = {
     Event.CLAIMED: {State.PENDING},
     Event.SETTLED: {State.IN_PROGRESS},
     Event.UNAVAILABLE: {State.IN_PROGRESS},
+    Event.GAVE_UP: {State.PENDING},
     Event.LEASE_EXPIRED: {State.IN_PROGRESS},
     Event.RELEASED: {State.IN_PROGRESS},
     Event.RETRIED: {State.FAILED},

@@ -8,12 +8,12 @@ from rich.text import Text
 
 from clara_results.cli import options
 from clara_results.cli.options import Config, Json, Service, TokenFile
-from clara_results.cli.output import show_json, show_table
+from clara_results.cli.output import moment, show_json, show_table
 from clara_results.errors import DestinationUnavailable, NotFound
-from clara_results.wire.destinations import Destination, DestinationPage
+from clara_results.wire.destinations import Destination, DestinationPage, DestinationView
 
 app = typer.Typer(help="Add, list, test and remove the receivers of results.", no_args_is_help=True)
-COLUMNS = ("name", "kind", "AE title", "host", "port", "calling AE title")
+COLUMNS = ("name", "kind", "AE title", "host", "port", "waiting", "in progress", "stands")
 EMPTY = (
     "No destination yet. Add one:\n"
     "  clara-results destinations add Orthanc --ae-title ORTHANC --host 127.0.0.1 --port 4242"
@@ -31,6 +31,9 @@ def add(
         str | None,
         typer.Option("--calling-ae-title", help="Calling AE title, if not the agent's own."),
     ] = None,
+    max_tasks: Annotated[
+        int, typer.Option("--max-tasks", help="Tasks in progress to it at the same time.")
+    ] = 2,
     replace: Annotated[bool, typer.Option("--replace", help="Change it if it is there.")] = False,
     as_json: Json = False,
     service: Service = None,
@@ -40,7 +43,12 @@ def add(
     """Add a DIMSE destination."""
     client = options.client(config, service, token_file)
     body = Destination(
-        name=name, ae_title=ae_title, host=host, port=port, calling_ae_title=calling_ae_title
+        name=name,
+        ae_title=ae_title,
+        host=host,
+        port=port,
+        calling_ae_title=calling_ae_title,
+        max_tasks=max_tasks,
     )
     if replace:
         try:
@@ -85,6 +93,18 @@ def probe(name: Name, as_json: Json = False, service: Service = None, token_file
         raise typer.Exit(DestinationUnavailable.exit_code)
 
 
+@app.command("pause")
+def pause(name: Name, as_json: Json = False, service: Service = None, token_file: TokenFile = None, config: Config = None) -> None:  # fmt: skip
+    """Let no more tasks for a destination go out; what is in progress goes on."""
+    _show(options.client(config, service, token_file).pause_destination(name), as_json)
+
+
+@app.command("resume")
+def resume(name: Name, as_json: Json = False, service: Service = None, token_file: TokenFile = None, config: Config = None) -> None:  # fmt: skip
+    """Let tasks for a destination go out again."""
+    _show(options.client(config, service, token_file).resume_destination(name), as_json)
+
+
 @app.command("remove")
 def remove(name: Name, service: Service = None, token_file: TokenFile = None, config: Config = None) -> None:  # fmt: skip
     """Remove a destination; tasks for it fail from then on, until it is added again."""
@@ -92,19 +112,27 @@ def remove(name: Name, service: Service = None, token_file: TokenFile = None, co
     typer.echo(f"removed {name}")
 
 
-def _show(item: Destination, as_json: bool) -> None:
+def _show(item: DestinationView, as_json: bool) -> None:
     if as_json:
         show_json(item)
     else:
         show_table(COLUMNS, [_row(item)], EMPTY)
 
 
-def _row(item: Destination) -> tuple[str, ...]:
+def _row(item: DestinationView) -> tuple[str | Text, ...]:
+    if item.paused_at is not None:
+        stands = Text(f"paused since {moment(item.paused_at)}", "yellow")
+    elif item.down_since is not None:
+        stands = Text(f"down since {moment(item.down_since)}: {item.down_reason}", "bold red")
+    else:
+        stands = Text("up", "green")
     return (
         item.name,
         item.kind,
         item.ae_title,
         item.host,
         str(item.port),
-        item.calling_ae_title or "",
+        str(item.pending),
+        f"{item.in_progress} of {item.max_tasks}",
+        stands,
     )

@@ -24,7 +24,13 @@ from clara_results.errors import (
     UnsafeUri,
 )
 from clara_results.wire.codec import from_json, to_json
-from clara_results.wire.destinations import AgentPage, Destination, DestinationPage, TestResult
+from clara_results.wire.destinations import (
+    AgentPage,
+    Destination,
+    DestinationPage,
+    DestinationView,
+    TestResult,
+)
 from clara_results.wire.payloads import Payload
 from clara_results.wire.tasks import (
     Changed,
@@ -237,25 +243,33 @@ class ResultsClient:
 
     # Destinations, agents, health
 
-    def destinations(self) -> list[Destination]:
+    def destinations(self) -> list[DestinationView]:
         """Return all destinations, by name."""
         return self._call(DestinationPage, "GET", "/api/destinations").items
 
-    def destination(self, name: str) -> Destination:
+    def destination(self, name: str) -> DestinationView:
         """Return one destination."""
-        return self._call(Destination, "GET", _destination_path(name))
+        return self._call(DestinationView, "GET", _destination_path(name))
 
-    def add_destination(self, body: Destination) -> Destination:
+    def add_destination(self, body: Destination) -> DestinationView:
         """Add a destination."""
-        return self._call(Destination, "POST", "/api/destinations", body)
+        return self._call(DestinationView, "POST", "/api/destinations", body)
 
-    def replace_destination(self, name: str, body: Destination) -> Destination:
+    def replace_destination(self, name: str, body: Destination) -> DestinationView:
         """Change a destination; its name may change too."""
-        return self._call(Destination, "PUT", _destination_path(name), body)
+        return self._call(DestinationView, "PUT", _destination_path(name), body)
 
     def remove_destination(self, name: str) -> None:
         """Remove a destination."""
         self._send("DELETE", _destination_path(name))
+
+    def pause_destination(self, name: str) -> DestinationView:
+        """Let no more tasks for a destination be claimed."""
+        return self._call(DestinationView, "POST", f"{_destination_path(name)}/pause")
+
+    def resume_destination(self, name: str) -> DestinationView:
+        """Let tasks for a destination be claimed again."""
+        return self._call(DestinationView, "POST", f"{_destination_path(name)}/resume")
 
     def test_destination(self, name: str) -> TestResult:
         """Have the service test whether a destination answers."""

@@ -25,6 +25,8 @@ class Event(StrEnum):
     """Its agent is through with it: every file has an outcome."""
     UNAVAILABLE = "unavailable"
     """Its agent could not reach the destination as a whole."""
+    GAVE_UP = "gave-up"
+    """It has waited too long for a destination that is down."""
     LEASE_EXPIRED = "lease-expired"
     RELEASED = "released"
     RETRIED = "retried"
@@ -95,6 +97,7 @@ _FROM: dict[Event, frozenset[State]] = {
     Event.CLAIMED: frozenset({State.PENDING}),
     Event.SETTLED: frozenset({State.IN_PROGRESS}),
     Event.UNAVAILABLE: frozenset({State.IN_PROGRESS}),
+    Event.GAVE_UP: frozenset({State.PENDING}),
     Event.LEASE_EXPIRED: frozenset({State.IN_PROGRESS}),
     Event.RELEASED: frozenset({State.IN_PROGRESS}),
     Event.RETRIED: frozenset({State.FAILED}),
@@ -125,32 +128,26 @@ def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) 
         )
     if event in _ENDS_AN_ATTEMPT and not now_is.counts.pending + now_is.counts.retry:
         return _settled(now_is, now, policy)  # however it ended: nothing is left to be sent
-    match event:
-        case Event.CLAIMED:
-            return Decision(
-                State.IN_PROGRESS,
-                now_is.retries,
-                unavailable_since=now_is.unavailable_since,
-                unavailable_times=now_is.unavailable_times,
-            )
-        case Event.SETTLED:
-            return _settled(now_is, now, policy)
-        case Event.UNAVAILABLE:
-            return _unavailable(now_is, now, policy)
-        case Event.LEASE_EXPIRED:
-            return _again(now_is, now, "lease-expired")
-        case Event.RELEASED:
-            return Decision(
-                State.PENDING,
-                now_is.retries,
-                due_at=now,
-                unavailable_since=now_is.unavailable_since,
-                unavailable_times=now_is.unavailable_times,
-            )
-        case Event.RETRIED:
-            return Decision(State.PENDING, 0, due_at=now)
-        case Event.CANCELED:
-            return Decision(State.CANCELED, now_is.retries)
+    return _NEXT[event](now_is, now, policy)
+
+
+def _claimed(now_is: Situation, _now: datetime, _policy: RetryPolicy) -> Decision:
+    return Decision(
+        State.IN_PROGRESS,
+        now_is.retries,
+        unavailable_since=now_is.unavailable_since,
+        unavailable_times=now_is.unavailable_times,
+    )
+
+
+def _released(now_is: Situation, now: datetime, _policy: RetryPolicy) -> Decision:
+    return Decision(
+        State.PENDING,
+        now_is.retries,
+        due_at=now,
+        unavailable_since=now_is.unavailable_since,
+        unavailable_times=now_is.unavailable_times,
+    )
 
 
 def _settled(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
@@ -189,3 +186,17 @@ def _again(now_is: Situation, due_at: datetime, why: str) -> Decision:
     if now_is.retries >= now_is.max_retries:
         return Decision(State.FAILED, now_is.retries, why=why)
     return Decision(State.PENDING, now_is.retries + 1, due_at=due_at, why=why)
+
+
+_NEXT: dict[Event, Callable[[Situation, datetime, RetryPolicy], Decision]] = {
+    Event.CLAIMED: _claimed,
+    Event.SETTLED: _settled,
+    Event.UNAVAILABLE: _unavailable,
+    Event.GAVE_UP: lambda now_is, _now, _policy: Decision(
+        State.FAILED, now_is.retries, why="destination-unavailable"
+    ),
+    Event.LEASE_EXPIRED: lambda now_is, now, _policy: _again(now_is, now, "lease-expired"),
+    Event.RELEASED: _released,
+    Event.RETRIED: lambda _now_is, now, _policy: Decision(State.PENDING, 0, due_at=now),
+    Event.CANCELED: lambda now_is, _now, _policy: Decision(State.CANCELED, now_is.retries),
+}

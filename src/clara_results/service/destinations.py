@@ -1,21 +1,31 @@
 """Destinations and agent processes: who results go to, and who carries them."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import sqlalchemy as sa
 
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
+from clara_results.domain.tasks import State
 from clara_results.errors import (
     Conflict,
     FieldError,
     InvalidInput,
     NotFound,
 )
+from clara_results.service import lanes
 from clara_results.store import destinations as store
+from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as task_store
 from clara_results.store.database import Transaction
-from clara_results.wire.destinations import AgentInstance, AgentPage, Destination, DestinationPage
+from clara_results.wire.destinations import (
+    AgentInstance,
+    AgentPage,
+    Destination,
+    DestinationPage,
+    DestinationView,
+)
 
 SHOWN_FOR = timedelta(days=1)
 KINDS = ("dicom",)
@@ -39,6 +49,8 @@ def checked(body: Destination) -> Destination:
             check()
         except InvalidInput as error:
             faults.append(FieldError(field, str(error)))
+    if not 1 <= body.max_tasks <= 1000:
+        faults.append(FieldError("maxTasks", f"{body.max_tasks} is not within 1 to 1000"))
     if body.kind not in KINDS:
         faults.append(FieldError("kind", f"{body.kind!r} is not one of {', '.join(KINDS)}"))
     if faults:
@@ -50,10 +62,11 @@ def checked(body: Destination) -> Destination:
 
 def all_destinations(connection: sa.Connection) -> DestinationPage:
     """Return all destinations, by name."""
-    return DestinationPage(items=[_view(row) for row in store.all_destinations(connection)])
+    counts = task_store.unfinished_by_destination(connection)
+    return DestinationPage(items=[_view(row, counts) for row in store.all_destinations(connection)])
 
 
-def find(connection: sa.Connection, name: str) -> Destination:
+def find(connection: sa.Connection, name: str) -> DestinationView:
     """Return a destination.
 
     Raises:
@@ -62,10 +75,10 @@ def find(connection: sa.Connection, name: str) -> Destination:
     row = store.destination(connection, names.name_key(name))
     if row is None:
         raise _unknown(name)
-    return _view(row)
+    return _view(row, task_store.unfinished_by_destination(connection))
 
 
-def add(transaction: Transaction, body: Destination, clock: Clock) -> Destination:
+def add(transaction: Transaction, body: Destination, clock: Clock) -> DestinationView:
     """Add a checked destination.
 
     Raises:
@@ -73,10 +86,12 @@ def add(transaction: Transaction, body: Destination, clock: Clock) -> Destinatio
     """
     _free(transaction, body.name)
     store.insert_destination(transaction.connection, _columns(body, clock))
-    return body
+    return find(transaction.connection, body.name)
 
 
-def replace(transaction: Transaction, name: str, body: Destination, clock: Clock) -> Destination:
+def replace(
+    transaction: Transaction, name: str, body: Destination, clock: Clock
+) -> DestinationView:
     """Change a destination to a checked one.
 
     Raises:
@@ -88,10 +103,41 @@ def replace(transaction: Transaction, name: str, body: Destination, clock: Clock
         _free(transaction, body.name)
     if not store.update_destination(transaction.connection, key, _columns(body, clock)):
         raise _unknown(name)
-    return body
+    lanes.found_up(
+        transaction, names.name_key(body.name), clock.now()
+    )  # what was wrong may be mended
+    _wake(transaction, body.name)
+    return find(transaction.connection, body.name)
 
 
-def remove(transaction: Transaction, name: str) -> Destination:
+def pause(transaction: Transaction, name: str, clock: Clock) -> DestinationView:
+    """Let no more tasks for a destination be claimed; what is in progress goes on.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    there = find(transaction.connection, name)
+    if there.paused_at is None:
+        key = names.name_key(name)
+        lane_store.set_destination(transaction.connection, key, {"paused_at": clock.now()})
+    return find(transaction.connection, name)
+
+
+def resume(transaction: Transaction, name: str) -> DestinationView:
+    """Let tasks for a destination be claimed again.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    if not lane_store.set_destination(
+        transaction.connection, names.name_key(name), {"paused_at": None}
+    ):
+        raise _unknown(name)
+    _wake(transaction, name)
+    return find(transaction.connection, name)
+
+
+def remove(transaction: Transaction, name: str) -> DestinationView:
     """Remove a destination and return what it was.
 
     Raises:
@@ -99,6 +145,7 @@ def remove(transaction: Transaction, name: str) -> Destination:
     """
     gone = find(transaction.connection, name)
     store.delete_destination(transaction.connection, names.name_key(name))
+    _wake(transaction, name)  # what waited for it must hear that it is gone
     return gone
 
 
@@ -122,6 +169,11 @@ def agents(connection: sa.Connection, clock: Clock) -> AgentPage:
     )
 
 
+def _wake(transaction: Transaction, name: str) -> None:
+    agents = lane_store.agents_of(transaction.connection, names.name_key(name))
+    transaction.pending_for.update(agents)
+
+
 def _free(transaction: Transaction, name: str) -> None:
     if store.destination(transaction.connection, names.name_key(name)) is not None:
         raise Conflict(
@@ -143,16 +195,24 @@ def _columns(body: Destination, clock: Clock) -> dict[str, object]:
         "host": body.host,
         "port": body.port,
         "calling_ae_title": body.calling_ae_title,
+        "max_tasks": body.max_tasks,
         "updated_at": clock.now(),
     }
 
 
-def _view(row: store.Row) -> Destination:
-    return Destination(
+def _view(row: store.Row, counts: Mapping[tuple[str, str], int]) -> DestinationView:
+    return DestinationView(
         name=row.name,
         kind=row.kind,
         ae_title=row.ae_title,
         host=row.host,
         port=row.port,
         calling_ae_title=row.calling_ae_title,
+        max_tasks=row.max_tasks,
+        paused_at=row.paused_at,
+        down_since=row.down_since,
+        down_reason=row.down_reason,
+        probe_at=row.probe_at,
+        pending=counts.get((row.name_key, State.PENDING), 0),
+        in_progress=counts.get((row.name_key, State.IN_PROGRESS), 0),
     )

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -14,12 +15,12 @@ from clara_results.domain.clock import Clock, SystemClock
 from clara_results.domain.transitions import RetryPolicy
 from clara_results.errors import ServiceUnavailable
 from clara_results.payloads import FolderStore
+from clara_results.service import lanes
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
-from clara_results.store import tasks as store
 from clara_results.store.database import Transaction, open_database
 from clara_results.store.migrations import migrate
 from clara_results.wire.tasks import Task
@@ -100,8 +101,8 @@ class Engine:
             ticket = self.wakeups.ticket(agent)
             claimed: list[Task] = []
             try:
-                due_at = await self.read(lambda connection: store.next_due(connection, agent))
                 now = self.clock.now()
+                due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
                 if due_at is not None and due_at <= now:
                     claimed = await self.write(
                         lambda transaction: self.queue.claim(
@@ -150,7 +151,10 @@ class Engine:
         while not self.closing.wait(RESCUE_EVERY):
             try:
                 rescued = self._database.write(
-                    lambda transaction: self.queue.rescue(transaction, RESCUE_SIZE)
+                    partial(self.queue.rescue, size=RESCUE_SIZE)
+                ).result()
+                given_up = self._database.write(
+                    partial(self.queue.give_up, size=RESCUE_SIZE)
                 ).result()
             except ServiceUnavailable as error:
                 _log.warning("leases can't be looked at: %s", error)
@@ -160,3 +164,5 @@ class Engine:
                 continue
             if rescued:
                 _log.info("leases ran out: %d tasks taken back", rescued)
+            if given_up:
+                _log.info("destinations stayed unavailable: %d tasks failed", given_up)

@@ -25,7 +25,8 @@ from clara_results.errors import (
     LeaseLost,
     NotFound,
 )
-from clara_results.service import views
+from clara_results.service import lanes, views
+from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
 from clara_results.wire.tasks import (
@@ -94,14 +95,14 @@ class Queue:
         """Give an agent up to ``size`` due tasks under a lease of ``lease`` seconds."""
         connection, now = transaction.connection, self._clock.now()
         seconds = DEFAULT_LEASE if lease is None else lease
-        return [
-            self._claim(connection, row, now, seconds, instance)
-            for row in store.due(connection, agent, now, size)
-        ]
+        rows, down = lanes.heads(connection, agent, size, now)
+        for destination in down:
+            lanes.probing(connection, destination, now)
+        return [self._claim(connection, row, now, seconds, instance) for row in rows]
 
     def peek(self, connection: sa.Connection, agent: str, size: int) -> list[Task]:
         """Show what a claim would give, and change nothing."""
-        rows = store.due(connection, agent, self._clock.now(), size)
+        rows, _ = lanes.heads(connection, agent, size, self._clock.now())
         return [views.task(row, open_files=store.open_files(connection, row.id)) for row in rows]
 
     def succeed(self, transaction: Transaction, task_id: str, report: SuccessReport) -> Task:
@@ -163,7 +164,8 @@ class Queue:
         """
         connection, now = transaction.connection, self._clock.now()
         row = self._held(connection, task_id, renewal.lease_token, ())
-        self._tell(connection, row, renewal.files)
+        if self._tell(connection, row, renewal.files):
+            lanes.found_up(transaction, row.destination, now)
         seconds = renewal.seconds or row.lease_seconds
         expires = now + timedelta(seconds=seconds)
         values: dict[str, Any] = {"lease_expires_at": expires, "updated_at": now}
@@ -199,6 +201,14 @@ class Queue:
                 Event.LEASE_EXPIRED, "lease-expired", "the agent that held the task fell silent"
             )
             self._end(transaction, row, ending, progressed=False)
+        return len(rows)
+
+    def give_up(self, transaction: Transaction, size: int) -> int:
+        """Fail tasks that have waited too long for a destination that is down; return how many."""
+        before = self._clock.now() - self._policy.give_up
+        rows = lane_store.waited_too_long(transaction.connection, before, size)
+        for row in rows:
+            self._end(transaction, row, _Ending(Event.GAVE_UP), progressed=False)
         return len(rows)
 
     # People
@@ -417,6 +427,11 @@ class Queue:
         if failed:
             values |= {"error_code": code, "error_message": _cut(message)}
         self._move(connection, row, values)
+        if ending.event == Event.UNAVAILABLE and decision.why is not None:
+            probe_at = decision.due_at or now + lanes.PROBE_LIMIT
+            lanes.found_down(connection, row.destination, now, probe_at, _cut(message))
+        elif progressed:
+            lanes.found_up(transaction, row.destination, now)
         result = _result(ending.event, decision)
         note = _cut(message) if failed else None
         if row.state == State.IN_PROGRESS:
@@ -432,8 +447,7 @@ class Queue:
                 },
             )
         store.insert_history(connection, row.id, now, result, row.attempt or None, note)
-        if decision.state == State.PENDING:
-            transaction.pending_for.add(row.agent)
+        transaction.pending_for.add(row.agent)  # the task is due again, or its place is free
         return views.task(self._found(connection, row.task_id))
 
     def _retry(self, transaction: Transaction, row: store.Row) -> Task:
@@ -485,7 +499,7 @@ class Queue:
     def _tell(
         self, connection: sa.Connection, row: store.Row, told: Sequence[FileOutcome] | None
     ) -> bool:
-        """Write outcomes; say whether any file was delivered."""
+        """Write outcomes; say whether the receiver has answered for any file."""
         if not told:
             return False
         strangers = store.unknown_uris(connection, row.id, [file.uri for file in told])
@@ -510,7 +524,7 @@ class Queue:
                 for file in told
             ],
         )
-        return any(file.outcome == Outcome.DELIVERED for file in told)
+        return any(file.outcome in {Outcome.DELIVERED, Outcome.REJECTED} for file in told)
 
     def _tell_rest(
         self,

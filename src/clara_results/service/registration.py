@@ -20,6 +20,7 @@ from clara_results.errors import (
 from clara_results.payloads import StoredFile
 from clara_results.service import views
 from clara_results.service.queue import Queue, count_columns, new_task_id
+from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
 from clara_results.wire.tasks import Registered, Registration, ResultFile
@@ -138,6 +139,7 @@ class Registrar:
         retries = self._max_retries if body.max_retries is None else body.max_retries
         for element, value in enumerate(elements):
             task_id = new_task_id()
+            lane_store.add_lane(connection, agent, _destination(value))
             replaced = [row for row in older if row.element == element]
             task = store.insert_task(
                 connection,
@@ -171,13 +173,17 @@ def _task_values(body: Registration, task_id: str, element: Any) -> dict[str, An
         "payload_id": body.payload_id,
         "operator": body.operator,
         "parameters": parameters,
-        "destination": names.name_key(element) if isinstance(element, str) else None,
+        "destination": _destination(element),
         "state": State.PENDING,
         "priority": body.priority,
         "retries": 0,
         "attempt": 0,
         "unavailable_times": 0,
     }
+
+
+def _destination(element: Any) -> str:
+    return names.name_key(element) if isinstance(element, str) else ""
 
 
 def _files(body: Registration) -> list[ResultFile]:

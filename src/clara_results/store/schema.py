@@ -70,7 +70,7 @@ tasks = sa.Table(
     sa.Column("payload_id", sa.Text, nullable=False),
     sa.Column("operator", sa.Text),
     sa.Column("parameters", sa.Text),
-    sa.Column("destination", sa.Text),
+    sa.Column("destination", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("turn", sa.BigInteger, nullable=False),
@@ -113,12 +113,16 @@ tasks = sa.Table(
     sa.Index(None, "payload_id"),
     sa.Index(None, "destination"),
     sa.Index(
-        "ix_tasks_pending", "agent", sa.desc("priority"), "turn", "id",
+        "ix_tasks_pending", "agent", "destination", sa.desc("priority"), "turn", "id",
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
     ),
     sa.Index(
         "ix_tasks_due", "agent", "due_at",
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
+    ),
+    sa.Index(
+        "ix_tasks_held", "destination",
+        sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
     ),
     sa.Index(
         "ix_tasks_lease", "lease_expires_at",
@@ -212,11 +216,36 @@ destinations = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("port", sa.Integer, nullable=False),
     sa.Column("calling_ae_title", sa.Text),
+    sa.Column("max_tasks", sa.Integer, nullable=False),
+    sa.Column("paused_at", Instant),
+    sa.Column("down_since", Instant),
+    sa.Column("down_reason", sa.Text),
+    sa.Column("probe_at", Instant),
     sa.Column("updated_at", Instant, nullable=False),
     sa.CheckConstraint("kind IN ('dicom')", name="kind"),
     sa.CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    sa.CheckConstraint("max_tasks BETWEEN 1 AND 1000", name="max_tasks"),
+    sa.CheckConstraint("(down_since IS NULL) = (probe_at IS NULL)", name="down_is_probed"),
 )
-"""Receivers, found by their names' keys."""
+"""Receivers, found by their names' keys; paused by a person, or down since it could not be reached."""
+
+lanes = sa.Table(
+    "lanes",
+    metadata,
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("agent", "destination"),
+)
+"""Which destinations an agent's queue has ever had tasks for (empty: none named); claims look at their heads."""
+
+payloads = sa.Table(
+    "payloads",
+    metadata,
+    sa.Column("payload_id", sa.Text, primary_key=True),
+    sa.Column("touched_at", Instant, nullable=False),
+    sa.Column("removed_at", Instant),
+)
+"""When a payload was last registered on or written to, and when retention removed it."""
 
 agents = sa.Table(
     "agents",
@@ -228,3 +257,19 @@ agents = sa.Table(
     sa.PrimaryKeyConstraint("agent", "instance"),
 )
 """Agent processes that asked for tasks."""
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("token_sha256", sa.Text, nullable=False, unique=True),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("expires_at", Instant),
+    sa.Column("last_used_at", Instant),
+    sa.Column("revoked_at", Instant),
+    sa.Index("uq_tokens_live_name", "name", unique=True,
+             sqlite_where=sa.text("revoked_at IS NULL"), postgresql_where=sa.text("revoked_at IS NULL")),
+)  # fmt: skip
+"""Who may call; of a token itself only a digest is kept."""

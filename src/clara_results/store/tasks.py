@@ -121,27 +121,6 @@ def by_job(connection: sa.Connection, job_id: str) -> Sequence[Row]:
     return connection.execute(found).all()
 
 
-def due(connection: sa.Connection, agent: str, now: datetime, size: int) -> Sequence[Row]:
-    """Return the tasks that an agent may claim, in the order of claims."""
-    found = (
-        sa.select(tasks)
-        .where(tasks.c.agent == agent, tasks.c.state == State.PENDING, tasks.c.due_at <= now)
-        .order_by(tasks.c.priority.desc(), tasks.c.turn, tasks.c.id)
-        .limit(size)
-        .with_for_update(skip_locked=True)
-    )
-    return connection.execute(found).all()
-
-
-def next_due(connection: sa.Connection, agent: str) -> datetime | None:
-    """Return when an agent's next Pending task is due."""
-    found = sa.select(sa.func.min(tasks.c.due_at)).where(
-        tasks.c.agent == agent, tasks.c.state == State.PENDING
-    )
-    moment: datetime | None = connection.scalar(found)
-    return moment
-
-
 def expired(connection: sa.Connection, now: datetime, size: int) -> Sequence[Row]:
     """Return tasks whose lease has run out, the oldest first."""
     found = (
@@ -330,6 +309,15 @@ def state_counts(connection: sa.Connection) -> dict[str, int]:
     """Count all tasks by state."""
     found = sa.select(tasks.c.state, sa.func.count()).group_by(tasks.c.state)
     return dict(connection.execute(found).all())
+
+
+def unfinished_by_destination(connection: sa.Connection) -> dict[tuple[str, str], int]:
+    """Count Pending and InProgress tasks by destination and state."""
+    found = sa.select(tasks.c.destination, tasks.c.state, sa.func.count()).where(
+        tasks.c.state.in_([State.PENDING, State.IN_PROGRESS])
+    )
+    rows = connection.execute(found.group_by(tasks.c.destination, tasks.c.state)).all()
+    return {(destination, state): number for destination, state, number in rows}
 
 
 def payload_in_use(connection: sa.Connection, payload_id: str) -> bool:

@@ -17,6 +17,7 @@ class Destination:
         host: DNS name, IPv4 or IPv6 address.
         port: TCP port.
         calling_ae_title: The calling AE title; None: the agent's own.
+        max_tasks: Tasks in progress at the same time, over all agents; 1 to 1000.
     """
 
     name: str
@@ -25,6 +26,28 @@ class Destination:
     host: str
     port: int
     calling_ae_title: str | None = None
+    max_tasks: int = 2
+
+
+@body()
+class DestinationView(Destination):
+    """A destination and how it stands.
+
+    Attributes:
+        paused_at: Since when a person has paused it; None: it is not paused.
+        down_since: Since when it could not be reached; None: it is up, as far as is known.
+        down_reason: What was said when it could not be reached last.
+        probe_at: When it is tried next, if it is down.
+        pending: Tasks that wait for it.
+        in_progress: Tasks that are being delivered to it.
+    """
+
+    paused_at: datetime | None = None
+    down_since: datetime | None = None
+    down_reason: str | None = None
+    probe_at: datetime | None = None
+    pending: int = 0
+    in_progress: int = 0
 
 
 @body()
@@ -41,7 +64,7 @@ class DestinationAeTitle:
 class DestinationPage:
     """All destinations, by name."""
 
-    items: list[Destination]
+    items: list[DestinationView]
 
 
 @body()

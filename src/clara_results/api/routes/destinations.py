@@ -13,6 +13,7 @@ from clara_results.wire.destinations import (
     Destination,
     DestinationAeTitle,
     DestinationPage,
+    DestinationView,
     TestResult,
 )
 
@@ -27,27 +28,27 @@ async def listing(engine: EngineDep) -> Response:
     return answer(DestinationPage, await engine.read(destinations.all_destinations))
 
 
-@router.post("/api/destinations", status_code=201, response_model=Destination, responses=documented(409))  # fmt: skip
+@router.post("/api/destinations", status_code=201, response_model=DestinationView, responses=documented(409))  # fmt: skip
 async def add(engine: EngineDep, body: Destination) -> Response:
     """Add a destination."""
     checked = destinations.checked(body)
     added = await engine.write(lambda tx: destinations.add(tx, checked, engine.clock))
-    return answer(Destination, added, 201)
+    return answer(DestinationView, added, 201)
 
 
-@router.get(ONE, response_model=Destination, responses=documented(404))
+@router.get(ONE, response_model=DestinationView, responses=documented(404))
 async def show(engine: EngineDep, name: str) -> Response:
     """Show one destination."""
     found = await engine.read(lambda connection: destinations.find(connection, name))
-    return answer(Destination, found)
+    return answer(DestinationView, found)
 
 
-@router.put(ONE, response_model=Destination, responses=documented(404, 409))
+@router.put(ONE, response_model=DestinationView, responses=documented(404, 409))
 async def replace(engine: EngineDep, name: str, body: Destination) -> Response:
     """Change a destination."""
     checked = destinations.checked(body)
     changed = await engine.write(lambda tx: destinations.replace(tx, name, checked, engine.clock))
-    return answer(Destination, changed)
+    return answer(DestinationView, changed)
 
 
 @router.delete(ONE, status_code=204, responses=documented(404))
@@ -63,6 +64,19 @@ async def test(request: Request, engine: EngineDep, name: str) -> Response:
     found = await engine.read(lambda connection: destinations.find(connection, name))
     result = await asyncio.to_thread(request.app.state.test_destination, found)
     return answer(TestResult, result)
+
+
+@router.post(ONE + "/pause", response_model=DestinationView, responses=documented(404))
+async def pause(engine: EngineDep, name: str) -> Response:
+    """Let no more tasks for a destination be claimed; what is in progress goes on."""
+    paused = await engine.write(lambda tx: destinations.pause(tx, name, engine.clock))
+    return answer(DestinationView, paused)
+
+
+@router.post(ONE + "/resume", response_model=DestinationView, responses=documented(404))
+async def resume(engine: EngineDep, name: str) -> Response:
+    """Let tasks for a destination be claimed again."""
+    return answer(DestinationView, await engine.write(lambda tx: destinations.resume(tx, name)))
 
 
 @router.get("/api/agents", response_model=AgentPage, responses=documented())

@@ -29,10 +29,32 @@ def upgrade() -> None:
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("port", sa.Integer(), nullable=False),
         sa.Column("calling_ae_title", sa.Text(), nullable=True),
+        sa.Column("max_tasks", sa.Integer(), nullable=False),
+        sa.Column("paused_at", sa.BigInteger(), nullable=True),
+        sa.Column("down_since", sa.BigInteger(), nullable=True),
+        sa.Column("down_reason", sa.Text(), nullable=True),
+        sa.Column("probe_at", sa.BigInteger(), nullable=True),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("kind IN ('dicom')", name=op.f("ck_destinations_kind")),
+        sa.CheckConstraint(
+            "(down_since IS NULL) = (probe_at IS NULL)", name=op.f("ck_destinations_down_is_probed")
+        ),
+        sa.CheckConstraint("max_tasks BETWEEN 1 AND 1000", name=op.f("ck_destinations_max_tasks")),
         sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_destinations_port")),
         sa.PrimaryKeyConstraint("name_key", name=op.f("pk_destinations")),
+    )
+    op.create_table(
+        "lanes",
+        sa.Column("agent", sa.Text(), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("agent", "destination", name=op.f("pk_lanes")),
+    )
+    op.create_table(
+        "payloads",
+        sa.Column("payload_id", sa.Text(), nullable=False),
+        sa.Column("touched_at", sa.BigInteger(), nullable=False),
+        sa.Column("removed_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("payload_id", name=op.f("pk_payloads")),
     )
     op.create_table(
         "registrations",
@@ -46,6 +68,27 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_registrations_scope_sha256"), "registrations", ["scope_sha256"], unique=False
+    )
+    op.create_table(
+        "tokens",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("token_sha256", sa.Text(), nullable=False),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("last_used_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tokens")),
+        sa.UniqueConstraint("token_sha256", name=op.f("uq_tokens_token_sha256")),
+    )
+    op.create_index(
+        "uq_tokens_live_name",
+        "tokens",
+        ["name"],
+        unique=True,
+        sqlite_where=sa.text("revoked_at IS NULL"),
+        postgresql_where=sa.text("revoked_at IS NULL"),
     )
     op.create_table(
         "turns",
@@ -76,7 +119,7 @@ def upgrade() -> None:
         sa.Column("payload_id", sa.Text(), nullable=False),
         sa.Column("operator", sa.Text(), nullable=True),
         sa.Column("parameters", sa.Text(), nullable=True),
-        sa.Column("destination", sa.Text(), nullable=True),
+        sa.Column("destination", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("turn", sa.BigInteger(), nullable=False),
@@ -137,7 +180,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_tasks_pending",
         "tasks",
-        ["agent", sa.text("priority DESC"), "turn", "id"],
+        ["agent", "destination", sa.text("priority DESC"), "turn", "id"],
         sqlite_where=sa.text("state = 'Pending'"),
         postgresql_where=sa.text("state = 'Pending'"),
     )
@@ -148,6 +191,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state = 'Pending'"),
         postgresql_where=sa.text("state = 'Pending'"),
+    )
+    op.create_index(
+        "ix_tasks_held",
+        "tasks",
+        ["destination"],
+        unique=False,
+        sqlite_where=sa.text("state = 'InProgress'"),
+        postgresql_where=sa.text("state = 'InProgress'"),
     )
     op.create_index(op.f("ix_tasks_job_id"), "tasks", ["job_id"], unique=False)
     op.create_index(

@@ -1,0 +1,49 @@
+"""Statements on tokens. One function a statement."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from clara_results.store.schema import tokens
+
+Row = sa.Row[*tuple[Any, ...]]
+
+
+def insert_token(connection: sa.Connection, values: Mapping[str, Any]) -> None:
+    """Add a token."""
+    connection.execute(tokens.insert().values(**values))
+
+
+def all_tokens(connection: sa.Connection) -> Sequence[Row]:
+    """Return all tokens, the oldest first."""
+    return connection.execute(sa.select(tokens).order_by(tokens.c.id)).all()
+
+
+def live(connection: sa.Connection, name: str) -> Row | None:
+    """Return the token of a name that is not revoked."""
+    found = sa.select(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_(None))
+    return connection.execute(found).one_or_none()
+
+
+def by_digest(connection: sa.Connection, token_sha256: str) -> Row | None:
+    """Return the token of a digest, revoked or not."""
+    found = sa.select(tokens).where(tokens.c.token_sha256 == token_sha256)
+    return connection.execute(found).one_or_none()
+
+
+def any_token(connection: sa.Connection) -> bool:
+    """Tell whether a token was ever made that is not revoked."""
+    found = sa.select(tokens.c.id).where(tokens.c.revoked_at.is_(None)).limit(1)
+    return connection.execute(found).one_or_none() is not None
+
+
+def revoke(connection: sa.Connection, token: int, at: datetime) -> None:
+    """End a token."""
+    connection.execute(tokens.update().where(tokens.c.id == token).values(revoked_at=at))
+
+
+def use(connection: sa.Connection, token: int, at: datetime) -> None:
+    """Note that a token was used."""
+    connection.execute(tokens.update().where(tokens.c.id == token).values(last_used_at=at))
