@@ -36,9 +36,22 @@ _KUBERNETES_NAME = re.compile(
 )
 
 
-def _setting(default: Any, text: str, *, secret: bool = False, least: float | None = None) -> Any:
+YEAR = 366 * 86_400.0
+"""The most seconds of any setting."""
+
+
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    secret: bool = False,
+    least: float | None = None,
+    most: float = YEAR,
+) -> Any:
     return dataclasses.field(
-        default=default, metadata={"help": text, "secret": secret, "least": least}
+        default=default,
+        repr=not secret,
+        metadata={"help": text, "secret": secret, "least": least, "most": most},
     )
 
 
@@ -59,7 +72,8 @@ class Settings:
         False, "listen beyond loopback although anyone who reaches the port may do anything"
     )
     database: str | None = _setting(
-        None, "sqlite:///PATH or postgresql://USER@HOST/NAME; if not given, clara-results.db in the data folder"
+        None,
+        "sqlite:///PATH or postgresql://USER@HOST/NAME; if not given, clara-results.db in the data folder",
     )
     payloads: Path | None = _setting(
         None, "folder of the payloads; the service's is in the data folder if not given"
@@ -68,12 +82,12 @@ class Settings:
         30.0, "seconds before a failed delivery's first retry; doubled with each", least=0.0
     )
     retry_delay_max: float = _setting(3600.0, "longest seconds between retries", least=0.0)
-    max_retries: int = _setting(3, "retries of a task that does not say", least=0)
+    max_retries: int = _setting(3, "retries of a task that does not say", least=0, most=1000)
     give_up: float = _setting(
         259200.0, "seconds for which a destination may be unavailable before its tasks fail", least=0.0
     )  # fmt: skip
-    lease: int = _setting(60, "seconds of an agent's lease on a task", least=1)
-    parallel: int = _setting(4, "tasks that an agent delivers side by side", least=1)
+    lease: int = _setting(60, "seconds of an agent's lease on a task", least=1, most=86_400)
+    parallel: int = _setting(4, "tasks that an agent delivers side by side", least=1, most=100)
     ae_title: str = _setting("ClaraSCU", "the DICOM agent's calling AE title, and its agent name")
     connect_timeout: float = _setting(
         10.0, "seconds for a TCP connection to a receiver", least=0.01
@@ -234,10 +248,12 @@ def _checked(name: str, value: Any) -> Any:
     kind = _HINTS[name]
     if isinstance(kind, types.UnionType):
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if FIELDS[name].metadata["secret"] and not isinstance(value, str):
+        raise ValueError("not text")
     typed = _typed(kind, value)
-    least = FIELDS[name].metadata["least"]
-    if least is not None and not least <= typed < float("inf"):
-        raise ValueError(f"{typed} is out of range: at least {least}")
+    least, most = FIELDS[name].metadata["least"], FIELDS[name].metadata["most"]
+    if least is not None and not least <= typed <= most:
+        raise ValueError(f"{typed} is out of range: {least:.15g} to {most:.15g}")
     check = _CHECKS.get(name)
     return check(typed) if check else typed
 
@@ -250,19 +266,25 @@ def _typed(kind: type, value: Any) -> Any:
         if str(value).lower() not in words:
             raise ValueError(f"{value!r} is neither true nor false")
         return words[str(value).lower()]
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
+    if isinstance(value, bool) or not isinstance(value, _FROM[kind]):
         raise ValueError(f"{value!r} is not {_KINDS[kind]}")  # noqa: TRY004  (all faults are collected alike)
     if kind is Path:
-        return Path(value).expanduser()  # type: ignore[arg-type]
+        return Path(str(value)).expanduser()
     try:
         typed = kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{value!r} is not {_KINDS[kind]}") from None
     if isinstance(value, float) and typed != value:
         raise ValueError(f"{value!r} is not {_KINDS[kind]}")
     return typed
 
 
+_FROM: dict[type, tuple[type, ...]] = {
+    int: (str, int, float),
+    float: (str, int, float),
+    str: (str,),
+    Path: (str, Path),
+}
 _KINDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
@@ -283,6 +305,8 @@ def _one_of(allowed: tuple[str, ...]) -> Any:
 
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
+    if "@" in parts.netloc:
+        raise ValueError("a URL with a password in it; give the token by token_file")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"{value!r} is not an http or https URL such as http://results:8088")
     _ = parts.port  # raises ValueError where it is no port

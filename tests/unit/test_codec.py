@@ -23,16 +23,10 @@ BODIES: list[Any] = [
     if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
 ]
 STRICT = {
-    "AgentInstance": False, "AgentPage": False, "Attempt": False, "Changed": False,
-    "Destination": True, "DestinationAeTitle": False, "DestinationPage": False,
-    "FailureReport": False, "FileCounts": False, "FileOutcome": True, "FilePage": False,
-    "HistoryEntry": False, "Job": False, "Payload": False, "PayloadFile": False, "Progress": True,
-    "Redelivery": True, "Registered": False, "Registration": True, "Release": True,
-    "Renewal": True, "Renewed": False, "ResultFile": True, "SuccessReport": False, "Task": False,
-    "TaskError": False, "TaskFile": False, "TaskFilter": True, "TaskPage": False,
-    "TestResult": False, "TestStep": False,
+    "Destination", "FileOutcome", "Progress", "Redelivery", "Registration", "Release", "Renewal",
+    "ResultFile", "TaskFilter",
 }  # fmt: skip
-"""Every wire body, and whether pydantic is to refuse a field that it does not have."""
+"""Those that only our own clients send: a misspelt field is to be refused."""
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
@@ -79,10 +73,6 @@ def instances(kind: Any) -> st.SearchStrategy[Any]:
     )
 
 
-def test_every_body_is_known_here() -> None:
-    assert {kind.__name__ for kind in BODIES} == set(STRICT)
-
-
 @pytest.mark.parametrize("kind", BODIES, ids=lambda kind: kind.__name__)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(data=st.data())
@@ -105,7 +95,7 @@ def test_a_field_it_does_not_have_is_refused_by_strict_bodies_only(
     more = json.loads(to_json(data.draw(instances(kind)))) | {"noSuchField": 1}
     assert from_json(kind, more) is not None  # a newer service may say more to an older client
     adapter = TypeAdapter(kind)
-    if STRICT[kind.__name__]:
+    if kind.__name__ in STRICT:
         with pytest.raises(ValidationError, match="noSuchField"):
             adapter.validate_python(more)
     else:
