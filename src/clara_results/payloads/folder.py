@@ -20,6 +20,7 @@ from typing import BinaryIO, Self
 
 from clara_results.domain import names
 from clara_results.errors import (
+    ClaraResultsError,
     ExistsDifferently,
     NotFound,
     ServiceUnavailable,
@@ -32,6 +33,9 @@ LINK_LIMIT = 40
 CHUNK = 1 << 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_THERE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG}
+)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -78,30 +82,55 @@ class FolderStore:
             return stored_file(uri, file)
 
     def files(self, payload_id: str) -> list[StoredFile]:
-        """Return all regular files of a payload by URI; links are not followed.
+        """Return all regular files of a payload by URI; links are not followed, nor names that no URI can have.
 
         Raises:
             NotFound: There is no such payload.
+            ServiceUnavailable: A folder of it can't be read.
         """
-        folder = self.root / names.payload_id(payload_id)
-        if not folder.is_dir():
-            raise NotFound(f"there is no payload {payload_id}", code="payload-not-found")
-        return sorted(_files_below(folder, folder), key=lambda file: file.uri)
+        folder = self._payload(payload_id)
+        try:
+            return sorted(_files_below(folder, folder), key=lambda file: file.uri)
+        except OSError as error:
+            raise _disk(error) from error
 
     def delete(self, payload_id: str) -> None:
         """Remove a payload and all its files.
 
         Raises:
             NotFound: There is no such payload.
+            ServiceUnavailable: The disk refuses.
         """
-        folder = self.root / names.payload_id(payload_id)
+        folder = self._payload(payload_id)
         aside = self.root / INCOMING / f"removed-{uuid.uuid4().hex}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
         try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)  # gone at once for every reader; what it held follows
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise _disk(error) from error
+
+    def sweep(self, before: datetime) -> None:
+        """Remove what uploads and removals that a crash cut short have left behind.
+
+        Args:
+            before: Only what has not changed since; an upload that still grows is to stay.
+
+        Raises:
+            ServiceUnavailable: The disk refuses.
+        """
+        try:
+            for path in (self.root / INCOMING).iterdir():
+                if _moment(path.lstat().st_mtime_ns) >= before:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         except FileNotFoundError:
-            raise NotFound(f"there is no payload {payload_id}", code="payload-not-found") from None
-        shutil.rmtree(aside)
+            return  # nothing was ever uploaded, or another process sweeps at the same time
+        except OSError as error:
+            raise _disk(error) from error
 
     def receive(self, payload_id: str, uri: str) -> "Upload":
         """Begin an upload.
@@ -112,15 +141,21 @@ class FolderStore:
         """
         return Upload(self, names.payload_id(payload_id), names.file_uri(uri))
 
+    def _payload(self, payload_id: str) -> Path:
+        folder = self.root / names.payload_id(payload_id)
+        if folder.is_symlink() or not folder.is_dir():
+            raise NotFound(f"there is no payload {payload_id}", code="payload-not-found")
+        return folder
+
     def _open(self, payload_id: str, uri: str) -> int:
         try:
             fd = self._walk(self.root / names.payload_id(payload_id), uri)
         except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EACCES}:
+            if error.errno in _NOT_THERE:
                 raise NotFound(
                     f"payload {payload_id} holds no readable file {uri!r}", code="file-not-found"
                 ) from error
-            raise
+            raise _disk(error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotFound(
@@ -223,8 +258,8 @@ class Upload:
         """Put the file in place, durably; say whether it is new.
 
         Raises:
-            ExistsDifferently: Other content lies there already.
-            UnsafeUri: A folder on its way is a link, or no folder.
+            ExistsDifferently: Other content lies there already, or what is there is no file.
+            UnsafeUri: A folder on its way is a link, or no folder; or a name is too long for the disk.
             ServiceUnavailable: The disk can't take it.
         """
         try:
@@ -232,7 +267,7 @@ class Upload:
             os.fsync(self._file.fileno())
             parent = self._parent()
         except OSError as error:
-            raise _disk(error) from error
+            raise self._refused(error) from error
         name = self._uri.rpartition("/")[2]
         try:
             os.link(self._aside, name, dst_dir_fd=parent, follow_symlinks=False)
@@ -241,7 +276,7 @@ class Upload:
             self._same_as_there()
             return False
         except OSError as error:
-            raise _disk(error) from error
+            raise self._refused(error) from error
         finally:
             os.close(parent)
         return True
@@ -268,15 +303,24 @@ class Upload:
         return fd
 
     def _same_as_there(self) -> None:
-        with self._store.open(self._payload_id, self._uri) as there:
-            digest = hashlib.sha256()
-            while piece := there.read(CHUNK):
-                digest.update(piece)
-            if digest.digest() != self._digest.digest():
-                raise ExistsDifferently(
-                    f"payload {self._payload_id} holds other content at {self._uri!r}; what a task "
-                    "names never changes: choose another URI"
-                )
+        digest = hashlib.sha256()
+        try:
+            with self._store.open(self._payload_id, self._uri) as there:
+                while piece := there.read(CHUNK):
+                    digest.update(piece)
+            same = digest.digest() == self._digest.digest()
+        except NotFound:
+            same = False  # a folder, a device, a link to nothing
+        if not same:
+            raise ExistsDifferently(
+                f"payload {self._payload_id} holds other content at {self._uri!r}; what a task "
+                "names never changes: choose another URI"
+            )
+
+    def _refused(self, error: OSError) -> ClaraResultsError:
+        if error.errno == errno.ENAMETOOLONG:
+            return UnsafeUri(f"{self._uri!r} has a part that is too long for the payload's disk")
+        return _disk(error)
 
 
 def stored_file(uri: str, file: BinaryIO) -> StoredFile:
@@ -297,7 +341,10 @@ def _files_below(folder: Path, root: Path) -> Iterator[StoredFile]:
             elif entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 uri = str(Path(entry.path).relative_to(root))
-                yield StoredFile(uri, status.st_size, _moment(status.st_mtime_ns))
+                with contextlib.suppress(UnsafeUri):  # nobody could ask for it
+                    yield StoredFile(
+                        names.file_uri(uri), status.st_size, _moment(status.st_mtime_ns)
+                    )
 
 
 def _read_link(name: str, folder: int) -> str | None:
@@ -309,4 +356,4 @@ def _read_link(name: str, folder: int) -> str | None:
 
 def _disk(error: OSError) -> ServiceUnavailable:
     code = "storage-full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "storage-unavailable"
-    return ServiceUnavailable(f"the payload store can't take the file: {error.strerror}", code=code)
+    return ServiceUnavailable(f"the payload store fails: {error.strerror}", code=code)
