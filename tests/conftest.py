@@ -14,7 +14,7 @@
 ``agent``
     ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``.
 ``database_url``
-    URL of an empty database of the test's own.
+    URL of an empty database of the test's own; a test that takes it runs on SQLite and on PostgreSQL.
 ``write_ct``
     ``write_ct(path, number=3)`` writes one small valid CT instance: see ``CtWriter``.
 
@@ -34,6 +34,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import psycopg
 import pytest
 import urllib3
 from pydicom import Dataset, dcmread
@@ -46,6 +47,8 @@ from clara_results.settings import variable
 
 _DICE = random.SystemRandom()  # not seeded: parallel workers must not choose the same ports
 
+_PLACES = ["/usr/sbin", "/usr/local/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+"""Where servers lie that are not on everyone's PATH."""
 START_LIMIT = 20.0
 """Seconds that a server may take to start on a busy machine."""
 
@@ -95,7 +98,7 @@ def require_tool() -> Callable[[str], str]:
     """Give a function that finds a program's path, or skips the test (fails it, if tools are required)."""
 
     def find(name: str) -> str:
-        path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+        path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_PLACES]))
         if path is None:
             message = f"{name} is not installed"
             if os.environ.get("CLARA_RESULTS_REQUIRE_TOOLS") == "1":
@@ -434,10 +437,84 @@ def agent(tmp_path: Path) -> Iterator[AgentStarter]:
         yield start
 
 
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """Give the URL of an empty database."""
-    return f"sqlite:///{tmp_path / 'database' / 'test.db'}"
+class Postgres:
+    """A PostgreSQL server: the one that ``DATABASE_URL`` names, else one of the system's own programs."""
+
+    def __init__(self, initdb: str | None, postgres: str | None, folder: Path) -> None:
+        self._count = 0
+        given = os.environ.get("DATABASE_URL")
+        if given is not None:
+            self._server = None
+            self.url = given
+            return
+        assert initdb is not None
+        assert postgres is not None
+        # It refuses to run as root.
+        unprivileged = ["setpriv", "--reuid=nobody", "--clear-groups"] if os.getuid() == 0 else []
+        if unprivileged:
+            shutil.chown(folder, "nobody")
+        data = folder / "data"
+        subprocess.run(
+            [*unprivileged, initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8",
+             "--locale=C.UTF-8", "--no-sync"],
+            check=True, capture_output=True, cwd="/",
+        )  # fmt: skip
+        port = _free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        self._server = ServerProcess(
+            [*unprivileged, postgres, "-D", str(data), "-p", str(port), "-k", str(folder),
+             "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200"],
+            folder.parent / "postgres.log",
+        )  # fmt: skip
+        self._server.start(self._is_up)
+
+    def _is_up(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        self._count += 1
+        name = f"test_{os.getpid()}_{self._count}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url.rpartition("/")[0] + "/" + name
+
+    def stop(self) -> None:
+        """End the server at once, if it is of our own."""
+        if self._server is not None:
+            self._server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres(
+    require_tool: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Postgres]:
+    """Run a PostgreSQL server for this process's tests."""
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in [folder, *folder.parents[:3]]:
+        if parent.owner() == "root" and parent != Path("/tmp"):  # noqa: S108  (it is not ours)
+            parent.chmod(0o755)
+    inner = folder / "server"
+    inner.mkdir()
+    if os.environ.get("DATABASE_URL") is None:
+        server = Postgres(require_tool("initdb"), require_tool("postgres"), inner)
+    else:
+        server = Postgres(None, None, inner)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of an empty database; the test runs once on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'database' / 'test.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 class CtWriter(Protocol):
