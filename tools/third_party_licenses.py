@@ -33,12 +33,14 @@ class Component:
         version: Its version.
         licence: The licence's name, as its maker states it.
         texts: The licence and notice files that come with it.
+        libraries: Shared libraries of others that its wheel carries.
     """
 
     name: str
     version: str
     licence: str
     texts: tuple[str, ...]
+    libraries: tuple[str, ...] = ()
 
 
 def runtime_packages(lock: str) -> list[NormalizedName]:
@@ -63,7 +65,8 @@ def components() -> list[Component]:
     )
     licences = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(told.stdout)}
     found = [
-        Component(name, distribution(name).version, licences[name], _texts(name)) for name in names
+        Component(name, distribution(name).version, licences[name], _texts(name), _libraries(name))
+        for name in names
     ]
     return sorted([*found, _swagger_ui(), _sample_volume()], key=lambda component: component.name)
 
@@ -75,6 +78,13 @@ def _texts(name: str) -> tuple[str, ...]:
         if ".dist-info" in path.parts[0] and _LICENCE_FILE.match(path.name)
     ]
     return tuple(path.read_text(encoding="utf-8").strip() for path in sorted(files))
+
+
+def _libraries(name: str) -> tuple[str, ...]:
+    """Return the shared libraries that auditwheel put beside a package: ``libpq`` of ``libpq-e9b5c9ac.so.5.18``."""
+    files = distribution(name).files or ()
+    found = {path.name.partition(".so")[0] for path in files if path.parts[0].endswith(".libs")}
+    return tuple(sorted({library.rpartition("-")[0] or library for library in found}))
 
 
 def _swagger_ui() -> Component:
@@ -97,6 +107,10 @@ def render(parts: list[Component]) -> str:
         "",
         *(f"{part.name:{width}}  {part.version:10}  {part.licence}" for part in parts),
     ]
+    for part in parts:
+        if part.libraries:
+            lines += ["", f"{part.name} carries shared libraries, each under its own licence:"]
+            lines += [f"  {library}" for library in part.libraries]
     owners: dict[str, list[str]] = {}
     for part in parts:
         for text in part.texts:

@@ -1,0 +1,325 @@
+"""A pipeline's results on their way to three receivers, all on this machine: ``make demo``.
+
+In a temporary folder it starts the product (``clara-results up``) and three DICOM receivers, makes a CT series and a
+segmentation, registers them as a pipeline step does (``python register.py``), and shows how the three tasks go to
+Succeeded and how many instances each receiver holds, asked of the receiver itself. It ends by itself; exit 0 only if
+every receiver holds everything.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from clara_results.client import ResultsClient
+from clara_results.domain.tasks import State
+from clara_results.errors import ServiceUnavailable
+from clara_results.wire.tasks import Task
+from examples.demo_receivers import (
+    Child,
+    Dcmqrscp,
+    Deadline,
+    DemoFailed,
+    Orthanc,
+    OwnReceiver,
+    Receiver,
+    free_port,
+)
+from examples.make_dicom import Study, make_study
+
+ROOT = Path(__file__).resolve().parent.parent
+CLARA_RESULTS = Path(sys.executable).with_name("clara-results")
+JOB, PIPELINE, PAYLOAD = "demo-job", "demo-pipeline", "demo-payload"
+LOOK = 0.25
+"""Seconds between two looks at tasks and receivers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of one destination at one moment.
+
+    Attributes:
+        destination: Its name.
+        program: What receives there.
+        state: Its task's state.
+        delivered: Files that the service counts as delivered.
+        held: Instances that the receiver says it holds.
+        error: Why the task last failed or was put back, or nothing.
+    """
+
+    destination: str
+    program: str
+    state: State
+    delivered: int
+    held: int
+    error: str
+
+
+def show(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def run(command: list[str], environment: dict[str, str], *, silent: bool = False) -> None:
+    """Show a command and run it, its output (unless it is to be silent) and errors as they come.
+
+    Raises:
+        DemoFailed: It ended with another code than 0.
+    """
+    show(f"$ {shlex.join([Path(command[0]).name, *command[1:]])}")
+    output = subprocess.DEVNULL if silent else None
+    ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, check=False)
+    if ended.returncode != 0:
+        raise DemoFailed(f"{Path(command[0]).name} ended with exit code {ended.returncode}")
+
+
+def choose_receivers(folder: Path, study: Study) -> dict[str, Receiver]:
+    """Return the three destinations' receivers; our own stands in where a program is not installed."""
+
+    def place(name: str) -> Path:
+        path = folder / name
+        path.mkdir()
+        return path
+
+    receivers: dict[str, Receiver] = {}
+    for name, program in {"Orthanc": "Orthanc", "DCM4CHEE": "dcmqrscp"}.items():
+        path = shutil.which(program)
+        if path is None:
+            show(f"{program} is not installed: our own receiver stands in as {name}")
+            receivers[name] = OwnReceiver(place(name), name.upper())
+        elif program == "Orthanc":
+            receivers[name] = Orthanc(path, place(name), name.upper())
+        else:
+            receivers[name] = Dcmqrscp(path, place(name), name, study)
+    receivers["ImageViewer1"] = OwnReceiver(place("ImageViewer1"), "VIEWER1")
+    return receivers
+
+
+def start_receivers(
+    receivers: dict[str, Receiver], folder: Path, running: ExitStack, deadline: Deadline
+) -> None:
+    """Start all receivers and wait until each is ready.
+
+    Raises:
+        DemoFailed: One of them did not start.
+    """
+    # Without TCP_NODELAY dcmqrscp's answers to a C-FIND wait 44 ms each for the acknowledgement of the one before.
+    environment = {**os.environ, "TCP_NODELAY": "1"}
+    children = {
+        name: running.enter_context(Child(receiver.command, folder / name / "log", environment))
+        for name, receiver in receivers.items()
+    }
+    for name, child in children.items():
+        child.when_ready(receivers[name].ready, deadline)
+        show(
+            f"  {name:14}{receivers[name].program}, AE title {receivers[name].ae_title}, port {receivers[name].port}"
+        )
+
+
+def product_environment(port: int, payloads: Path) -> dict[str, str]:
+    """Return an environment with what the platform gives a pipeline step, and no setting of the person's own."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("CLARA_RESULTS")}
+    return own | {
+        "CLARA_RESULTSSERVICE_SERVICE_HOST": "127.0.0.1",
+        "CLARA_RESULTSSERVICE_SERVICE_PORT": str(port),
+        "CLARA_RESULTS_PAYLOADS": str(payloads),
+        "NVIDIA_CLARA_JOBID": JOB,
+        "NVIDIA_CLARA_PIPELINEID": PIPELINE,
+        "NVIDIA_CLARA_PAYLOADID": PAYLOAD,
+        "NVIDIA_CLARA_OPERATORNAME": "register-dicom-output",
+        "NVIDIA_CLARA_INPUTPATHS": f"dicom:{payloads / PAYLOAD / 'dicom-writer'}",
+    }
+
+
+def look(client: ResultsClient, receivers: dict[str, Receiver]) -> list[Row]:
+    """Ask the service for the job's tasks, and each receiver for what it holds."""
+    tasks = {task.parameters: task for task in client.job(JOB).tasks}
+    return [_row(name, receiver, tasks[f'"{name}"']) for name, receiver in receivers.items()]
+
+
+def _row(name: str, receiver: Receiver, task: Task) -> Row:
+    return Row(
+        destination=name,
+        program=receiver.program,
+        state=task.state,
+        delivered=task.counts.delivered,
+        held=receiver.count(),
+        error=task.last_error.message if task.last_error else "",
+    )
+
+
+def table(rows: list[Row], wanted: int) -> Table:
+    """Return the rows as a table for a terminal."""
+    made = Table("destination", "receiver", "task", "delivered", "receiver holds", "last error")
+    for row in rows:
+        made.add_row(
+            row.destination,
+            row.program,
+            row.state.value,
+            f"{row.delivered} of {wanted}",
+            str(row.held),
+            row.error,
+        )
+    return made
+
+
+@contextlib.contextmanager
+def view(wanted: int) -> Iterator["View"]:
+    """Open what shows the rows: a live table on a terminal, else a line for each change."""
+    console = Console()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield View(live, wanted)
+    else:
+        yield View(None, wanted)
+
+
+class View:
+    """Shows rows as they change."""
+
+    def __init__(self, live: Live | None, wanted: int) -> None:
+        self._live = live
+        self._wanted = wanted
+        self._shown: list[Row] = []
+
+    def update(self, rows: list[Row]) -> None:
+        """Show the present rows."""
+        if self._live is not None:
+            self._live.update(table(rows, self._wanted), refresh=True)
+            return
+        for row in rows:
+            if row not in self._shown:
+                error = f" ({row.error})" if row.error else ""
+                show(
+                    f"  {row.destination:14}{row.state.value:12}{row.delivered:3} of {self._wanted} delivered, "
+                    f"receiver holds {row.held}{error}"
+                )
+        self._shown = rows
+
+
+def watch(
+    client: ResultsClient,
+    receivers: dict[str, Receiver],
+    wanted: int,
+    up: Child,
+    deadline: Deadline,
+) -> None:
+    """Show tasks and receivers until every receiver holds everything.
+
+    Raises:
+        DemoFailed: A task came to a bad end, the product ended, or time is up.
+    """
+    with view(wanted) as shown:
+        while True:
+            up.check()
+            rows = look(client, receivers)
+            shown.update(rows)
+            ended = [row for row in rows if row.state in {State.FAILED, State.CANCELED}]
+            if ended:
+                raise DemoFailed(
+                    "\n".join(f"{row.destination} {row.state.value}: {row.error}" for row in ended)
+                )
+            if all(row.state is State.SUCCEEDED for row in rows):
+                break
+            deadline.pause(LOOK, "all tasks Succeeded")
+    missing = [
+        f"{row.destination} holds {row.held} of {wanted}" for row in rows if row.held != wanted
+    ]
+    if missing:
+        raise DemoFailed("Succeeded, but " + "; ".join(missing))
+
+
+def demo(deadline: Deadline, running: ExitStack) -> None:
+    """Run the demo.
+
+    Args:
+        deadline: By when it must be done.
+        running: Gets all that has to be ended and removed afterwards.
+
+    Raises:
+        DemoFailed: Something did not go as it must.
+    """
+    began = time.monotonic()
+    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="clara-results-demo-")))
+    payloads = folder / "data" / "payloads"
+    study = make_study(payloads / PAYLOAD / "dicom-writer")
+    wanted = len(study.files)
+    show(f"made a CT series of {wanted - 1} slices and a segmentation")
+
+    show("starting the receivers")
+    receivers = choose_receivers(folder, study)
+    start_receivers(receivers, folder, running, deadline)
+
+    port = free_port()
+    environment = product_environment(port, payloads)
+    show("starting the Results Service and the DICOM agent")
+    command = [str(CLARA_RESULTS), "up", "--data", str(folder / "data"), "--port", str(port)]
+    up = running.enter_context(Child(command, folder / "up.log", environment))
+    client = ResultsClient(f"http://127.0.0.1:{port}")
+    up.when_ready(lambda: _answers(client), deadline)
+    with up.last_words():
+        for name, receiver in receivers.items():
+            command = [str(CLARA_RESULTS), "destinations", "add", name]
+            command += ["--ae-title", receiver.ae_title, "--host", "127.0.0.1"]
+            run([*command, "--port", str(receiver.port)], environment, silent=True)
+        data = json.dumps(list(receivers), separators=(",", ":"))
+        run([sys.executable, "register.py", "--agent", "ClaraSCU", "--data", data], environment)
+        watch(client, receivers, wanted, up, deadline)
+    seconds = time.monotonic() - began
+    show(f"Every receiver holds all {wanted} instances, by its own account ({seconds:.1f} s).")
+
+
+def _answers(client: ResultsClient) -> bool:
+    try:
+        client.ready()
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    """End the demo as Ctrl-C does, and let nothing disturb it while it cleans up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the demo, clean up whatever comes, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Deliver results to three receivers, and watch.")
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="seconds it may take (%(default)s)"
+    )
+    deadline = Deadline(parser.parse_args().timeout)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with ExitStack() as running:
+            demo(deadline, running)
+    except DemoFailed as failure:
+        print(f"The demo failed: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("The demo was interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""The demo's receivers: Orthanc, DCMTK's dcmqrscp, and our own; each can be asked how many instances it holds."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, Self
+
+import urllib3
+
+from examples import receiver
+from examples.make_dicom import Study
+
+PAUSE = 0.05
+"""Seconds between two looks at something that is waited for."""
+
+
+class DemoFailed(Exception):
+    """The demo can't go on; the message says why."""
+
+
+class Deadline:
+    """The moment by which all must be done."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def wait_for(self, check: Callable[[], bool], what: str) -> None:
+        """Wait until something is so.
+
+        Raises:
+            DemoFailed: It was not so in time.
+        """
+        while not check():
+            self.pause(PAUSE, what)
+
+    def pause(self, seconds: float, what: str) -> None:
+        """Wait for a while.
+
+        Raises:
+            DemoFailed: Time is up; the message says ``what`` was waited for.
+        """
+        if time.monotonic() + seconds > self._end:
+            raise DemoFailed(f"{what}: not within the demo's {self._seconds:g} s")
+        time.sleep(seconds)
+
+
+class Child:
+    """A program that runs beside the demo, in a session of its own so that Ctrl-C reaches the demo alone."""
+
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        self._name = Path(command[0]).name
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it: by request, and after 15 s by force, with all that it started in its session."""
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # most often nothing of it is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def check(self) -> None:
+        """Do nothing while it runs.
+
+        Raises:
+            DemoFailed: It has ended.
+        """
+        if self._process.poll() is not None:
+            raise DemoFailed(f"{self._name} ended with exit code {self._process.returncode}")
+
+    def when_ready(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            DemoFailed: It ended, or time is up; the message holds its last words.
+        """
+
+        def check() -> bool:
+            self.check()
+            return ready()
+
+        with self.last_words():
+            deadline.wait_for(check, f"{self._name} is ready")
+
+    @contextlib.contextmanager
+    def last_words(self) -> Iterator[None]:
+        """Add what it printed last to the message of a DemoFailed."""
+        try:
+            yield
+        except DemoFailed as failure:
+            said = self._log.read_text(errors="replace")[-2000:].strip()
+            raise DemoFailed(f"{failure}\n{self._name} said last:\n{said}") from failure
+
+
+class Receiver(Protocol):
+    """A DICOM receiver that can be run.
+
+    Attributes:
+        program: What it is, for people.
+        ae_title: Its AE title.
+        port: Where it takes associations on this machine.
+        command: How it is started.
+    """
+
+    program: str
+    ae_title: str
+    port: int
+    command: list[str]
+
+    def ready(self) -> bool:
+        """Tell whether it has started."""
+        ...
+
+    def count(self) -> int:
+        """Return how many instances it holds, by its own account."""
+        ...
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Tell whether someone listens on a TCP port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Orthanc:
+    """Orthanc, asked by its REST API."""
+
+    program = "Orthanc"
+
+    def __init__(self, path: str, folder: Path, ae_title: str) -> None:
+        self.ae_title = ae_title
+        self.port = free_port()
+        http_port = free_port()
+        configuration = folder / "orthanc.json"
+        self.command = [path, str(configuration)]
+        self._url = f"http://127.0.0.1:{http_port}"
+        self._http = urllib3.PoolManager(retries=False, timeout=5)
+        settings = {
+            "StorageDirectory": str(folder),
+            "IndexDirectory": str(folder),
+            "HttpPort": http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAet": ae_title,
+            "DicomPort": self.port,
+            "DicomAlwaysAllowEcho": True,
+            "DicomAlwaysAllowStore": True,
+            "Plugins": [],
+        }
+        configuration.write_text(json.dumps(settings))
+
+    def ready(self) -> bool:
+        """Tell whether it answers on both its ports."""
+        try:
+            answer = self._http.request("GET", f"{self._url}/system")
+        except urllib3.exceptions.HTTPError:
+            return False
+        return answer.status == 200 and listens(self.port)
+
+    def count(self) -> int:
+        """Return how many instances it holds."""
+        return int(self._http.request("GET", f"{self._url}/statistics").json()["CountInstances"])
+
+
+class Dcmqrscp:
+    """DCMTK's image archive, asked by C-FIND for the instances of one study."""
+
+    program = "DCMTK dcmqrscp"
+
+    def __init__(self, path: str, folder: Path, ae_title: str, study: Study) -> None:
+        self.ae_title = ae_title
+        self.port = free_port()
+        self._study = study
+        archive = folder / "archive"
+        archive.mkdir()
+        configuration = folder / "dcmqrscp.cfg"
+        self.command = [path, "--config", str(configuration)]
+        # pynetdicom brings a findscu of its own; DCMTK's lies beside dcmqrscp.
+        self._findscu = Path(path).with_name("findscu")
+        configuration.write_text(
+            f"NetworkTCPPort = {self.port}\n"
+            "MaxPDUSize = 131072\n"
+            "MaxAssociations = 16\n"
+            "HostTable BEGIN\nHostTable END\n"
+            "VendorTable BEGIN\nVendorTable END\n"
+            f"AETable BEGIN\n{ae_title} {archive} RW (10, 1024mb) ANY\nAETable END\n"
+        )
+
+    def ready(self) -> bool:
+        """Tell whether it listens."""
+        return listens(self.port)
+
+    def count(self) -> int:
+        """Return how many instances of the study it holds."""
+        return sum(self._count_series(uid) for uid in self._study.series_instance_uids)
+
+    def _count_series(self, series_instance_uid: str) -> int:
+        keys = [
+            "QueryRetrieveLevel=IMAGE",
+            f"StudyInstanceUID={self._study.study_instance_uid}",
+            f"SeriesInstanceUID={series_instance_uid}",
+            "SOPInstanceUID",
+        ]
+        with tempfile.TemporaryDirectory() as answers:
+            command = [str(self._findscu), "--study", "--call", self.ae_title]
+            command += [argument for key in keys for argument in ("--key", key)]
+            command += ["--extract", "--output-directory", answers, "127.0.0.1", str(self.port)]
+            subprocess.run(command, check=True, timeout=20)
+            return sum(1 for _ in Path(answers).iterdir())
+
+
+class OwnReceiver:
+    """The receiver of ``examples.receiver``; what its folder holds is what it holds."""
+
+    program = "our own receiver"
+
+    def __init__(self, folder: Path, ae_title: str) -> None:
+        self.ae_title = ae_title
+        self.port = free_port()
+        self._instances = folder / "instances"
+        self.command = [sys.executable, "-m", "examples.receiver", "--ae-title", ae_title]
+        self.command += ["--port", str(self.port), "--folder", str(self._instances)]
+
+    def ready(self) -> bool:
+        """Tell whether it listens."""
+        return listens(self.port)
+
+    def count(self) -> int:
+        """Return how many instances it holds."""
+        return receiver.count(self._instances)
