@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -103,3 +103,10 @@ def away(error: sa.exc.SQLAlchemyError) -> ServiceUnavailable:
 def closing() -> ServiceUnavailable:
     """Return what callers are told once the database is being closed."""
     return ServiceUnavailable("the service is shutting down", code="shutting-down")
+
+
+def failed(error: Exception) -> Future[Any]:
+    """Return a future that is done, with an error."""
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future

@@ -16,7 +16,15 @@ import psycopg
 import sqlalchemy as sa
 
 from clara_results.errors import ServiceUnavailable
-from clara_results.store.database import READERS, OnPending, Transaction, away, closing, read_in
+from clara_results.store.database import (
+    READERS,
+    OnPending,
+    Transaction,
+    away,
+    closing,
+    failed,
+    read_in,
+)
 
 T = TypeVar("T")
 WRITERS = 8
@@ -26,6 +34,9 @@ TRIES = 3
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 60
 LISTEN_PAUSE = 1.0
+"""Seconds before another connection is tried."""
+LISTEN_SLICE = 0.2
+"""Seconds between looks whether the process is to end."""
 _CONCURRENT = frozenset({"23505", "40001", "40P01"})
 """SQLSTATEs of unique violation, serialization failure and deadlock."""
 _log = logging.getLogger(__name__)
@@ -42,17 +53,24 @@ class PostgresDatabase:
             max_overflow=0,
             pool_timeout=CONNECT_SECONDS,
             pool_pre_ping=True,
+            hide_parameters=True,  # an error goes into the log; a patient's name must not
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
                 "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
                 "application_name": "clara-results",
             },
         )
+        self._snapshots = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
         self._address = url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._on_pending: OnPending = lambda _agent: None
         self._closing = threading.Event()
+        self._closed = False
+        self._door = threading.Lock()
+        """Held while something is put in line, so that nothing gets in behind the end."""
         self._to_notify: set[str] = set()
         self._notify = threading.Condition()
         self._threads = [
@@ -73,14 +91,22 @@ class PostgresDatabase:
 
     def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:
         """Run an operation on a snapshot of the database."""
-        return self._readers.submit(read_in, self._engine, operation)
+        with self._door:
+            if self._closed:
+                return failed(closing())
+            return self._readers.submit(read_in, self._snapshots, operation)
 
     def write(self, operation: Callable[[Transaction], T]) -> Future[T]:
         """Run an operation in a transaction."""
-        return self._writers.submit(self._write, operation)
+        with self._door:
+            if self._closed:
+                return failed(closing())
+            return self._writers.submit(self._write, operation)
 
     def close(self) -> None:
         """End all threads, after what already waits has been done."""
+        with self._door:
+            self._closed = True
         self._writers.shutdown()
         self._readers.shutdown()
         self._closing.set()
@@ -137,7 +163,7 @@ class PostgresDatabase:
                 ) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
                     while not self._closing.is_set():
-                        for notification in connection.notifies(timeout=LISTEN_PAUSE):
+                        for notification in connection.notifies(timeout=LISTEN_SLICE):
                             self._on_pending(notification.payload)
             except psycopg.Error as error:
                 _log.warning("wake-ups from other processes are away: %s", error)

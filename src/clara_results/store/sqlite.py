@@ -16,7 +16,15 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from clara_results.errors import ClaraResultsError, ServiceUnavailable
-from clara_results.store.database import READERS, OnPending, Transaction, away, closing, read_in
+from clara_results.store.database import (
+    READERS,
+    OnPending,
+    Transaction,
+    away,
+    closing,
+    failed,
+    read_in,
+)
 
 T = TypeVar("T")
 GROUP_LIMIT = 200
@@ -52,6 +60,8 @@ class SqliteDatabase:
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="write", daemon=True)
         self._closed = False
+        self._door = threading.Lock()
+        """Held while something is put in line, so that nothing gets in behind the end."""
         self._on_pending: OnPending = lambda _agent: None
         self._thread.start()
 
@@ -66,22 +76,25 @@ class SqliteDatabase:
 
     def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:
         """Run an operation on a snapshot of the database."""
-        if self._closed:
-            return _failed(closing())
-        return self._threads.submit(read_in, self._reader, operation)
+        with self._door:
+            if self._closed:
+                return failed(closing())
+            return self._threads.submit(read_in, self._reader, operation)
 
     def write(self, operation: Callable[[Transaction], T]) -> Future[T]:
         """Run an operation in a transaction; one that raises does not touch others of its group."""
-        if self._closed:
-            return _failed(closing())
         future: Future[T] = Future()
-        self._waiting.put(_Write(operation, future))
+        with self._door:
+            if self._closed:
+                return failed(closing())
+            self._waiting.put(_Write(operation, future))
         return future
 
     def close(self) -> None:
         """End all threads, after what already waits has been done."""
-        self._closed = True
-        self._waiting.put(None)
+        with self._door:
+            self._closed = True
+            self._waiting.put(None)
         self._thread.join()
         self._threads.shutdown()
         self._writer.dispose()
@@ -145,15 +158,13 @@ def _in_savepoint(
     return result, None
 
 
-def _failed(error: Exception) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future
-
-
 def _engine(url: sa.URL, begin: str, pool_size: int) -> sa.Engine:
     engine = sa.create_engine(
-        url, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        hide_parameters=True,  # an error goes into the log; a patient's name must not
+        connect_args={"check_same_thread": False},
     )
 
     @sa.event.listens_for(engine, "connect")
