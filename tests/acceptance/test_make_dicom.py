@@ -42,10 +42,8 @@ def test_each_instance_follows_the_standard(study: Study) -> None:
 
 def test_the_series_is_the_volume(study: Study) -> None:
     volume: Any = SimpleITK.ReadImage(str(VOLUME))
-    reader: Any = SimpleITK.ImageSeriesReader()
-    reader.SetFileNames([str(path) for path in ct_files(study)])
 
-    series = reader.Execute()
+    series: Any = SimpleITK.ReadImage([str(path) for path in ct_files(study)])
 
     assert series.GetSize() == volume.GetSize()
     assert series.GetSpacing() == pytest.approx(volume.GetSpacing())
