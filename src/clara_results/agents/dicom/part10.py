@@ -407,7 +407,7 @@ def _undefined(
 
 
 def _inflate(read: ReadAt, start: int, size: int) -> Iterator[bytes]:
-    """Yield a deflated data set (PS3.5 A.5) piece by piece."""
+    """Yield a deflated data set (PS3.5 A.5) piece by piece; padding or a checksum after its end is passed over."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     position, waiting = start, b""
     while not stream.eof:
@@ -424,9 +424,6 @@ def _inflate(read: ReadAt, start: int, size: int) -> Iterator[bytes]:
             raise DicomUnreadable(f"the deflated data set is cut off at byte {size}")
         waiting = stream.unconsumed_tail
         yield piece
-    rest = stream.unused_data + read(2, position)
-    if rest not in {b"", b"\0"}:
-        raise DicomUnreadable("something follows the deflated data set's end")
 
 
 class _Inflated:
