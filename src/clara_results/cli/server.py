@@ -86,10 +86,10 @@ def _bind(settings: Settings) -> socket.socket:
 
 def _test_destination(destination: Destination) -> TestResult:
     try:
-        from clara_results.agents.dicom.echo import test_destination
+        from clara_results.agents.dicom.echo import echo_destination
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"destinations can't be tested here: {error.name} is missing; install clara-results[dicom]",
             code="not-installed",
         ) from error
-    return test_destination(destination)
+    return echo_destination(destination)
