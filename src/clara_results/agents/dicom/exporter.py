@@ -24,7 +24,7 @@ from clara_results.agents.exporter import Delivery, FileRejected, TaskRejected
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import Outcome
-from clara_results.errors import DestinationUnavailable
+from clara_results.errors import DestinationUnavailable, UnreadableInput
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import FileOutcome
 
