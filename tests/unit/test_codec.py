@@ -159,6 +159,11 @@ def test_text_is_written_as_utf_8() -> None:
         (tasks.Renewed, {"leaseExpiresAt": "soon"}, ValueError),
         (tasks.Renewed, {"leaseExpiresAt": 5}, TypeError),
         (tasks.TaskPage, {"items": 5}, TypeError),
+        (tasks.TaskPage, {"items": {}}, TypeError),
+        (tasks.TaskPage, {"items": ["changed"]}, TypeError),
+        (tasks.Changed, "changed", TypeError),
+        (tasks.Changed, {"changed": "1"}, TypeError),
+        (tasks.TaskError, {"code": None, "message": "m"}, TypeError),
     ],
 )
 def test_what_is_not_such_a_body_is_an_error(

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import urllib3
 
 from clara_results import __version__
+from clara_results.domain import names
 from clara_results.errors import (
     ClaraResultsError,
     ExistsDifferently,
@@ -138,7 +139,7 @@ class ResultsClient:
         answer = self._send(
             "GET", f"/api/tasks/{quote(agent)}/pending", query=query, timeout=timeout
         )
-        return [_typed(Task, item, answer) for item in _json(answer)]
+        return _typed(list[Task], _json(answer), answer)
 
     def succeed(self, task_id: str, report: SuccessReport) -> Task:
         """Report success."""
@@ -231,8 +232,7 @@ class ResultsClient:
         """
         answer = self._send("GET", _file_path(payload_id, uri), preload=False)
         try:
-            modified = parsedate_to_datetime(answer.headers["Last-Modified"])
-            yield Download(_pieces(answer), modified)
+            yield Download(_pieces(answer), _last_modified(answer))
         finally:
             answer.close()
             answer.release_conn()
@@ -339,7 +339,8 @@ class ResultsClient:
 
 
 def _file_path(payload_id: str, uri: str) -> str:
-    return f"/api/payloads/{quote(payload_id)}/files/{quote(uri)}"
+    # Checked here: on its way out, a path with '..' in it would become another path.
+    return f"/api/payloads/{quote(payload_id)}/files/{quote(names.file_uri(uri))}"
 
 
 def _destination_path(name: str) -> str:
@@ -359,6 +360,15 @@ def _json(answer: urllib3.BaseHTTPResponse) -> Any:
     except ValueError as error:
         raise ServiceUnavailable(
             f"the answer to {answer.url} is not JSON: is that a Results Service?"
+        ) from error
+
+
+def _last_modified(answer: urllib3.BaseHTTPResponse) -> datetime:
+    try:
+        return parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
+    except ValueError as error:
+        raise ServiceUnavailable(
+            f"the answer to {answer.url} does not tell the file's time: is that a Results Service?"
         ) from error
 
 

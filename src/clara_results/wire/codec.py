@@ -70,8 +70,8 @@ def from_json(kind: type[T], value: Any) -> T:
     """Build a wire dataclass from decoded JSON; names that it does not have are passed over.
 
     Raises:
-        TypeError: A field without a default is missing.
-        ValueError: A value is not of its field's type.
+        TypeError: A field without a default is missing, or a value is not of its field's type.
+        ValueError: A value is no time, or none of an enumeration's.
     """
     return cast("T", _typed(kind, value))
 
@@ -88,10 +88,12 @@ def _typed(kind: Any, value: Any) -> Any:
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return value if value is None or len(options) != 1 else _typed(options[0], value)
     if origin in (list, tuple):
+        _expect(list, value)
         return [_typed(typing.get_args(kind)[0], item) for item in value]
-    if not isinstance(kind, type):
+    if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
+        _expect(dict, value)
         return kind(
             **{name: _typed(hint, value[key]) for name, key, hint in _fields(kind) if key in value}
         )
@@ -99,4 +101,10 @@ def _typed(kind: Any, value: Any) -> Any:
         return datetime.fromisoformat(value)
     if issubclass(kind, enum.Enum):
         return kind(value)
+    _expect((int, float) if kind is float else kind, value)
     return value
+
+
+def _expect(kind: type | tuple[type, ...], value: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} is not what belongs here")
