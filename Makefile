@@ -1,10 +1,10 @@
-# Commands for developers; `make` alone lists them. Each makes first what it needs and lacks:
-# the virtual environment .venv from the lock files, and, where root and apt-get allow, Orthanc and DCMTK.
+# Commands for developers; `make` alone lists them. Each makes first what it needs and lacks: the virtual
+# environment .venv from the lock files, and, where root and apt-get allow, Orthanc, DCMTK and PostgreSQL.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove lint format lock licenses tools
+.PHONY: help demo test prove lint format lock licenses
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -19,13 +19,16 @@ help: ## list the commands
 	@echo "make COMMAND; to pass arguments on: make test ARGS='-k lease'"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
 
-demo: .venv/.ready tools ## deliver a CT series and its segmentation to three receivers, and watch
+demo: .venv/.ready ## deliver a CT series and its segmentation to three receivers, and watch
+	@tools/system_tools.sh orthanc dcmtk
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: .venv/.ready tools ## run all tests but the long proofs, with coverage
+test: .venv/.ready ## run all tests but the long proofs, with coverage
+	@tools/system_tools.sh orthanc dcmtk postgresql
 	$(BIN)/pytest -n 2 -m "not prove" --cov --cov-report=term --durations=10 $(ARGS)
 
-prove: .venv/.ready tools ## run the long proofs
+prove: .venv/.ready ## run the long proofs
+	@tools/system_tools.sh orthanc dcmtk postgresql
 	$(BIN)/pytest -m prove $(ARGS)
 
 lint: .venv/.ready ## check style, types, imports, the Dockerfile and the shell scripts
@@ -48,9 +51,6 @@ lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--u
 
 licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
 	$(BIN)/python -m tools.third_party_licenses
-
-tools:
-	@tools/system_tools.sh
 
 .venv/.ready: $(LOCKS) pyproject.toml tools/environment.sh
 	@tools/environment.sh

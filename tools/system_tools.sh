@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
-# Install Orthanc and DCMTK, the real receivers of tests and demo, where they are missing and root and apt-get allow.
+# Install the real servers of tests and demo where they are missing and root and apt-get allow:
+#   tools/system_tools.sh orthanc dcmtk postgresql
 # Where they do not: say so and go on, since tests then skip; with CLARA_RESULTS_REQUIRE_TOOLS=1 that is a failure.
 set -euo pipefail
 
-packages=()
-command -v Orthanc >/dev/null || packages+=(orthanc orthanc-dicomweb)
-command -v dcmqrscp >/dev/null || packages+=(dcmtk)
-[ "${#packages[@]}" -gt 0 ] || exit 0
+has() {
+  case $1 in
+    orthanc) command -v Orthanc ;;
+    dcmtk) command -v dcmqrscp ;;
+    postgresql) [ -n "${DATABASE_URL:-}" ] || command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
+    *) echo "$1: not one of orthanc, dcmtk, postgresql" >&2 && exit 2 ;;
+  esac >/dev/null
+}
+
+missing=()
+for tool in "$@"; do
+  has "$tool" || missing+=("$tool")
+done
+[ "${#missing[@]}" -gt 0 ] || exit 0
 
 give_up() {
-  echo "Not installed: ${packages[*]} ($1). Tests that need them are skipped; the demo uses its own receiver." >&2
+  echo "Not installed: ${missing[*]} ($1). Tests that need them are skipped; the demo uses its own receiver." >&2
   if [ "${CLARA_RESULTS_REQUIRE_TOOLS:-}" = 1 ]; then exit 1; else exit 0; fi
 }
 
@@ -25,10 +36,10 @@ if [ ! -e "$policy" ]; then
 fi
 
 export DEBIAN_FRONTEND=noninteractive
-echo "installing ${packages[*]}"
+echo "installing ${missing[*]}"
 for pause in 2 10 0; do
   if apt-get -qq -o Acquire::Retries=3 update >/dev/null &&
-    apt-get -qq -y -o Acquire::Retries=3 --no-install-recommends install "${packages[@]}" >/dev/null; then
+    apt-get -qq -y -o Acquire::Retries=3 --no-install-recommends install "${missing[@]}" >/dev/null; then
     exit 0
   fi
   sleep "$pause"
