@@ -45,6 +45,9 @@ def _among(column: str, values: type[State] | type[Outcome]) -> sa.CheckConstrai
     return sa.CheckConstraint(f"{column} IN ({allowed})", name=column)
 
 
+ENDED = sa.text(f"state IN ({', '.join(repr(state.value) for state in State if state.finished)})")
+"""A task that is finished; an index knows them by this very text."""
+
 registrations = sa.Table(
     "registrations",
     metadata,
@@ -128,6 +131,7 @@ tasks = sa.Table(
         "ix_tasks_lease", "lease_expires_at",
         sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
     ),
+    sa.Index("ix_tasks_ended", "updated_at", sqlite_where=ENDED, postgresql_where=ENDED),
     sa.Index(None, "agent", "job_id", "turn"),
     sa.Index(None, "state"),
     sqlite_autoincrement=True,
@@ -243,9 +247,12 @@ payloads = sa.Table(
     metadata,
     sa.Column("payload_id", sa.Text, primary_key=True),
     sa.Column("touched_at", Instant, nullable=False),
+    sa.Column("holds_files", sa.Boolean, nullable=False),
     sa.Column("removed_at", Instant),
+    sa.Index(None, "holds_files", "touched_at"),
 )
-"""When a payload was last registered on or written to, and when retention removed it."""
+"""When a payload was last registered on or written to, whether it has files that retention is to remove, and when it
+last removed some."""
 
 agents = sa.Table(
     "agents",

@@ -16,9 +16,9 @@ FILES_PER_QUERY = 500
 
 
 def registration_by_key(connection: sa.Connection, key: str) -> Row | None:
-    """Return the registration that came with an idempotency key."""
+    """Return the registration that came with an idempotency key; its tasks stay until this transaction ends."""
     found = sa.select(registrations).where(registrations.c.idempotency_key == key)
-    return connection.execute(found).one_or_none()
+    return connection.execute(found.with_for_update(read=True)).one_or_none()
 
 
 def insert_registration(connection: sa.Connection, values: Mapping[str, Any]) -> int:

@@ -53,8 +53,15 @@ def upgrade() -> None:
         "payloads",
         sa.Column("payload_id", sa.Text(), nullable=False),
         sa.Column("touched_at", sa.BigInteger(), nullable=False),
+        sa.Column("holds_files", sa.Boolean(), nullable=False),
         sa.Column("removed_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("payload_id", name=op.f("pk_payloads")),
+    )
+    op.create_index(
+        op.f("ix_payloads_holds_files_touched_at"),
+        "payloads",
+        ["holds_files", "touched_at"],
+        unique=False,
     )
     op.create_table(
         "registrations",
@@ -199,6 +206,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state = 'InProgress'"),
         postgresql_where=sa.text("state = 'InProgress'"),
+    )
+    op.create_index(
+        "ix_tasks_ended",
+        "tasks",
+        ["updated_at"],
+        unique=False,
+        sqlite_where=sa.text("state IN ('Succeeded', 'Failed', 'Canceled')"),
+        postgresql_where=sa.text("state IN ('Succeeded', 'Failed', 'Canceled')"),
     )
     op.create_index(op.f("ix_tasks_job_id"), "tasks", ["job_id"], unique=False)
     op.create_index(
