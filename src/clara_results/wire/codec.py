@@ -92,7 +92,7 @@ def _typed(kind: Any, value: Any) -> Any:
         return [_typed(typing.get_args(kind)[0], item) for item in value]
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         _expect(dict, value)
         return kind(
             **{name: _typed(hint, value[key]) for name, key, hint in _fields(kind) if key in value}
