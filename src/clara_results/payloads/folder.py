@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,11 +31,15 @@ INCOMING = ".incoming"
 """Folder below the root in which uploads grow; no payload's id begins with a dot."""
 LINK_LIMIT = 40
 CHUNK = 1 << 20
+PLACE_TRIES = 3
+"""Tries to put a file into a folder that others remove at the same moment."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_THERE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG}
 )
+_NO_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -57,9 +61,15 @@ class StoredFile:
 class FolderStore:
     """The payloads below one folder. Thread-safe."""
 
-    def __init__(self, root: Path) -> None:
-        """Take a folder; it need not exist before the first upload."""
+    def __init__(self, root: Path, low: int = 0) -> None:
+        """Take a folder; it need not exist before the first upload.
+
+        Args:
+            root: The folder.
+            low: Bytes of its disk that uploads must leave free; 0: none.
+        """
         self.root = root.absolute()
+        self.low = low
 
     def open(self, payload_id: str, uri: str) -> BinaryIO:
         """Open a file for reading.
@@ -81,6 +91,14 @@ class FolderStore:
         with self.open(payload_id, uri) as file:
             return stored_file(uri, file)
 
+    def holds(self, payload_id: str, uri: str) -> bool:
+        """Tell whether a regular file lies at a URI."""
+        try:
+            os.close(self._open(payload_id, names.file_uri(uri)))
+        except (NotFound, UnsafeUri):
+            return False
+        return True
+
     def files(self, payload_id: str) -> list[StoredFile]:
         """Return all regular files of a payload by URI; links are not followed, nor names that no URI can have.
 
@@ -101,14 +119,73 @@ class FolderStore:
             NotFound: There is no such payload.
             ServiceUnavailable: The disk refuses.
         """
-        folder = self._payload(payload_id)
+        self.clear(self.set_aside(payload_id))
+
+    def set_aside(self, payload_id: str, uris: Iterable[str] | None = None) -> Path:
+        """Take files out of a payload, quickly; ``clear`` then removes them. Folders that get empty go too.
+
+        Args:
+            payload_id: Which payload.
+            uris: Which files; those that are not there, or are no regular files, are passed over. None: everything.
+
+        Returns:
+            The folder in which they are now.
+
+        Raises:
+            NotFound: There is no such payload, and it was to go as a whole.
+            ServiceUnavailable: The disk refuses.
+        """
         aside = self.root / INCOMING / f"removed-{uuid.uuid4().hex}"
         try:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(aside)  # gone at once for every reader; what it held follows
-            shutil.rmtree(aside)
+            self._set_aside(payload_id, uris, aside)
         except OSError as error:
             raise _disk(error) from error
+        return aside
+
+    def clear(self, aside: Path) -> None:
+        """Remove what was set aside.
+
+        Raises:
+            ServiceUnavailable: The disk refuses; ``sweep`` will try again.
+        """
+        try:
+            while aside.exists():
+                with contextlib.suppress(FileNotFoundError):  # another process sweeps
+                    shutil.rmtree(aside)
+        except OSError as error:
+            raise _disk(error) from error
+
+    def free(self) -> int:
+        """Return how many bytes of the payloads' disk are free.
+
+        Raises:
+            ServiceUnavailable: The disk does not tell.
+        """
+        folder = self.root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            disk = os.statvfs(folder)
+        except OSError as error:
+            raise _disk(error) from error
+        return disk.f_bavail * disk.f_frsize
+
+    def require_room(self, size: int) -> None:
+        """Check that the disk can take so many bytes and still be above the low-water mark.
+
+        Raises:
+            ServiceUnavailable: It can't (``storage-full``).
+        """
+        if not self.low:
+            return
+        free = self.free()
+        if free - size < self.low:
+            raise ServiceUnavailable(
+                f"the payload store has {free:,} bytes free, of which {self.low:,} are to stay free "
+                f"(disk_low): it can't take {size:,} more. Everything else goes on, and uploads do as "
+                "soon as there is room",
+                code="storage-full",
+            )
 
     def sweep(self, before: datetime) -> None:
         """Remove what uploads and removals that a crash cut short have left behind.
@@ -121,25 +198,28 @@ class FolderStore:
         """
         try:
             for path in (self.root / INCOMING).iterdir():
-                if _moment(path.lstat().st_mtime_ns) >= before:
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                with contextlib.suppress(FileNotFoundError):  # another process sweeps as well
+                    _sweep(path, before)
         except FileNotFoundError:
-            return  # nothing was ever uploaded, or another process sweeps at the same time
+            return  # nothing was ever uploaded
         except OSError as error:
             raise _disk(error) from error
 
-    def receive(self, payload_id: str, uri: str) -> "Upload":
+    def receive(self, payload_id: str, uri: str, size: int = 0) -> "Upload":
         """Begin an upload.
+
+        Args:
+            payload_id: Into which payload.
+            uri: Where in it.
+            size: Bytes that will come, as far as that is known.
 
         Raises:
             UnsafeUri: The URI is not plain.
-            ServiceUnavailable: The disk can't take it.
+            ServiceUnavailable: The disk can't take it (``storage-full``), or fails.
         """
-        return Upload(self, names.payload_id(payload_id), names.file_uri(uri))
+        payload_id, uri = names.payload_id(payload_id), names.file_uri(uri)
+        self.require_room(size)
+        return Upload(self, payload_id, uri)
 
     def _payload(self, payload_id: str) -> Path:
         folder = self.root / names.payload_id(payload_id)
@@ -162,6 +242,30 @@ class FolderStore:
                 f"{uri!r} in payload {payload_id} is not a regular file", code="file-not-found"
             )
         return fd
+
+    def _set_aside(self, payload_id: str, uris: Iterable[str] | None, aside: Path) -> None:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        if uris is None:
+            folder = self._payload(payload_id)
+            try:
+                folder.rename(aside)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                shutil.rmtree(folder)  # a full disk has no room for the new name either
+            return
+        try:
+            aside.mkdir()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+        for number, uri in enumerate(uris):
+            *inner, name = names.file_uri(uri).split("/")
+            folders = [names.payload_id(payload_id), *inner]
+            with _opened(self.root, folders) as below:
+                if len(below) > len(folders):
+                    _move(name, below[-1], aside / str(number))
+                _remove_empty(folders, below, keep=0)
 
     def _walk(self, folder: Path, uri: str) -> int:
         """Open ``folder/uri`` for reading, following links only while they stay inside ``folder``."""
@@ -233,8 +337,12 @@ class Upload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._aside.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError:
+            pass  # it was to write the rest on a full disk; what is there goes now
+        finally:
+            self._aside.unlink(missing_ok=True)
 
     @property
     def sha256(self) -> str:
@@ -247,6 +355,7 @@ class Upload:
         Raises:
             ServiceUnavailable: The disk can't take them.
         """
+        self._store.require_room(len(data))
         try:
             self._file.write(data)
         except OSError as error:
@@ -265,30 +374,43 @@ class Upload:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            parent = self._parent()
+            for _ in range(PLACE_TRIES - 1):
+                # Its folder may get empty, and be removed, just now.
+                with contextlib.suppress(FileNotFoundError):
+                    return self._place()
+            return self._place()
         except OSError as error:
             raise self._refused(error) from error
-        name = self._uri.rpartition("/")[2]
+
+    def _place(self) -> bool:
+        folders = [self._payload_id, *self._uri.split("/")[:-1]]
+        made: list[str] = []
         try:
-            os.link(self._aside, name, dst_dir_fd=parent, follow_symlinks=False)
-            os.fsync(parent)
+            parent = self._parent(folders, made)
+            try:
+                name = self._uri.rpartition("/")[2]
+                os.link(self._aside, name, dst_dir_fd=parent, follow_symlinks=False)
+                os.fsync(parent)
+            finally:
+                os.close(parent)
         except FileExistsError:
             self._same_as_there()
             return False
-        except OSError as error:
-            raise self._refused(error) from error
-        finally:
-            os.close(parent)
+        except OSError:
+            with _opened(self._store.root, folders) as below:
+                _remove_empty(folders, below, keep=len(folders) - len(made))
+            raise
         return True
 
-    def _parent(self) -> int:
-        """Open the folder that the file goes to, made if need be, without following a link."""
+    def _parent(self, folders: Sequence[str], made: list[str]) -> int:
+        """Open the folder that the file goes to, made if need be (and noted), without following a link."""
         self._store.root.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._store.root, _WALK & ~os.O_NOFOLLOW)
-        for part in [self._payload_id, *self._uri.split("/")[:-1]]:
+        for part in folders:
             try:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, dir_fd=fd)
+                    made.append(part)
                     os.fsync(fd)
                 inner = os.open(part, _WALK, dir_fd=fd)
             except OSError as error:
@@ -323,6 +445,59 @@ class Upload:
         return _disk(error)
 
 
+@contextlib.contextmanager
+def _opened(root: Path, folders: Sequence[str]) -> Iterator[list[int]]:
+    """Open nested folders below (and with) a root, each from the last and through no link, as deep as they go."""
+    below: list[int] = []
+    try:
+        below.append(os.open(root, _WALK & ~os.O_NOFOLLOW))
+        for part in folders:
+            try:
+                below.append(os.open(part, _WALK, dir_fd=below[-1]))
+            except OSError as error:
+                if error.errno not in _NO_FOLDER:
+                    raise
+                break
+        yield below
+    finally:
+        for fd in below:
+            os.close(fd)
+
+
+def _move(name: str, folder: int, to: Path) -> None:
+    """Take a regular file out of a folder; what else bears its name stays."""
+    try:
+        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            return
+        os.rename(name, to, src_dir_fd=folder)
+    except FileNotFoundError:
+        # Gone already; or there is nowhere to move it to, as the disk is full.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        os.unlink(name, dir_fd=folder)
+
+
+def _remove_empty(folders: Sequence[str], below: Sequence[int], keep: int) -> None:
+    """Remove nested folders from the innermost out, but not the first ``keep``, as long as they are empty."""
+    try:
+        for depth in reversed(range(keep, len(below) - 1)):
+            os.rmdir(folders[depth], dir_fd=below[depth])
+    except OSError:
+        return  # it holds something, or is held by something: it stays
+
+
+def _sweep(path: Path, before: datetime) -> None:
+    if _moment(path.lstat().st_mtime_ns) >= before:
+        return
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def stored_file(uri: str, file: BinaryIO) -> StoredFile:
     """Tell an open file's size and time."""
     status = os.fstat(file.fileno())
@@ -355,5 +530,5 @@ def _read_link(name: str, folder: int) -> str | None:
 
 
 def _disk(error: OSError) -> ServiceUnavailable:
-    code = "storage-full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "storage-unavailable"
+    code = "storage-full" if error.errno in _FULL else "storage-unavailable"
     return ServiceUnavailable(f"the payload store fails: {error.strerror}", code=code)
