@@ -1,0 +1,51 @@
+"""Every status that a C-STORE response can bear is judged by PS3.4 B.2.3 and PS3.7 Annex C."""
+
+import pytest
+
+from clara_results.agents.dicom.status import Kind, judge
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (0x0000, Kind.DELIVERED),
+        (0x0001, Kind.DELIVERED),
+        (0x0107, Kind.DELIVERED),
+        (0x0116, Kind.DELIVERED),
+        (0xB000, Kind.DELIVERED),
+        (0xB006, Kind.DELIVERED),
+        (0xB007, Kind.DELIVERED),
+        (0xBFFF, Kind.DELIVERED),
+        (0xA700, Kind.UNAVAILABLE),
+        (0xA7FF, Kind.UNAVAILABLE),
+        (0x0213, Kind.UNAVAILABLE),
+        (0x0110, Kind.RETRY),
+        (0x0111, Kind.REJECTED),
+        (0x0122, Kind.REJECTED),
+        (0x0124, Kind.REJECTED),
+        (0xA800, Kind.REJECTED),
+        (0xA900, Kind.REJECTED),
+        (0xA9FF, Kind.REJECTED),
+        (0xC000, Kind.REJECTED),
+        (0xCFFF, Kind.REJECTED),
+        (0xFE00, Kind.REJECTED),
+        (0xFF00, Kind.REJECTED),
+        (0x1234, Kind.REJECTED),
+    ],
+)
+def test_what_follows_from_a_status(status: int, kind: Kind) -> None:
+    assert judge(status).kind is kind
+
+
+def test_only_success_and_warnings_are_delivered() -> None:
+    delivered = {status for status in range(0x10000) if judge(status).kind is Kind.DELIVERED}
+    assert delivered == {0x0000, 0x0001, 0x0107, 0x0116} | set(range(0xB000, 0xC000))
+
+
+def test_each_status_is_shown_in_four_digits_and_in_words() -> None:
+    assert judge(0).code == "0000"
+    assert judge(0).words is None
+    for status in range(1, 0x10000):
+        verdict = judge(status)
+        assert verdict.code == f"{status:04X}"
+        assert verdict.words
