@@ -11,13 +11,15 @@ from rich.text import Text
 
 from clara_results.cli import options
 from clara_results.cli.options import Config, Json, Service, TokenFile
-from clara_results.cli.output import moment, show_json, show_table, state, table
+from clara_results.cli.output import fitting, moment, show_json, show_table, state, table
 from clara_results.domain.tasks import State
 from clara_results.errors import InvalidInput
 from clara_results.wire.tasks import FilePage, Redelivery, Task, TaskFilter, TaskPage
 
 app = typer.Typer(help="Watch the queue, and mend what failed.", no_args_is_help=True)
 COLUMNS = ("task", "state", "agent", "parameters", "job", "files", "tries", "updated", "why")
+NARROW = ("task", "state", "parameters", "files", "why")
+"""Columns on a terminal that has no room for all."""
 EMPTY = "No task here. A pipeline's last step registers results:\n  python register.py --agent ClaraSCU --data '[\"Orthanc\"]'"  # fmt: skip
 FILES_SHOWN = 20
 
@@ -65,7 +67,7 @@ def listing(
     if as_json:
         show_json(TaskPage(items=found, next_cursor=cursor))
         return
-    show_table(COLUMNS, [_row(task) for task in found], EMPTY)
+    show_table(COLUMNS, [_row(task) for task in found], EMPTY, NARROW)
     if cursor is not None:
         Console(stderr=True).print(
             Text(f"there are more; the first {limit} are shown (--limit)", "dim")
@@ -86,7 +88,7 @@ def show(
     if as_json:
         show_json(task)
         return
-    show_table(COLUMNS, [_row(task)], EMPTY)
+    show_table(COLUMNS, [_row(task)], EMPTY, NARROW)
     console = Console()
     for link, other in (("supersedes", task.supersedes), ("superseded by", task.superseded_by), ("redelivery of", task.redelivery_of)):  # fmt: skip
         if other is not None:
@@ -182,7 +184,10 @@ def watch(
         while True:
             page = client.tasks(jobId=job, agent=agent, destination=destination, limit=20)
             if console.is_terminal:
-                live.update(table(COLUMNS, [_row(task) for task in page.items]), refresh=True)
+                live.update(
+                    table(COLUMNS, [_row(task) for task in page.items], fitting(console, NARROW)),
+                    refresh=True,
+                )
             else:
                 for task in reversed(page.items):
                     line = "\t".join(str(cell) for cell in _row(task))

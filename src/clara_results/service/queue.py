@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
+from clara_results.domain.happenings import FileHappening
 from clara_results.domain.tasks import Counts, Outcome, State
 from clara_results.domain.transitions import Decision, Event, RetryPolicy, Situation, decide
 from clara_results.errors import (
@@ -25,7 +26,7 @@ from clara_results.errors import (
     LeaseLost,
     NotFound,
 )
-from clara_results.service import lanes, views
+from clara_results.service import history, lanes, views
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
@@ -47,6 +48,7 @@ DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
 MESSAGE_LIMIT = 2000
 UNFINISHED = (State.PENDING, State.IN_PROGRESS)
+TOLD = tuple(outcome for outcome in Outcome if outcome != Outcome.PENDING)
 _RESULTS = {
     Event.UNAVAILABLE: "unavailable",
     Event.LEASE_EXPIRED: "lease-expired",
@@ -98,7 +100,7 @@ class Queue:
         rows, down = lanes.heads(connection, agent, size, now)
         for destination in down:
             lanes.probing(connection, destination, now)
-        return [self._claim(connection, row, now, seconds, instance) for row in rows]
+        return [self._claim(transaction, row, now, seconds, instance) for row in rows]
 
     def peek(self, connection: sa.Connection, agent: str, size: int) -> list[Task]:
         """Show what a claim would give, and change nothing."""
@@ -176,7 +178,7 @@ class Queue:
                 "progress_files": renewal.progress.files_delivered,
                 "progress_bytes": renewal.progress.bytes_delivered,
             }
-        self._move(connection, row, values)
+        self._move(transaction, row, values)
         return Renewed(lease_expires_at=expires)
 
     def release(self, transaction: Transaction, task_id: str, release: Release) -> Task:
@@ -310,14 +312,11 @@ class Queue:
             connection, {name: row._mapping[name] for name in carried} | changed
         )
         store.copy_files(connection, row.id, task)
-        store.insert_history(
-            connection, task, now, "registered", message=f"redelivery of {row.task_id}"
-        )
-        store.insert_history(
-            connection, row.id, now, "redelivered", message=f"by {changed['task_id']}"
-        )
+        made = self._found(connection, str(changed["task_id"]))
+        self._note(transaction, made, "registered", message=f"redelivery of {row.task_id}")
+        self._note(transaction, row, "redelivered", message=f"by {made.task_id}")
         transaction.pending_for.add(row.agent)
-        return self.show(connection, str(changed["task_id"]))
+        return self.show(connection, made.task_id)
 
     # Reading
 
@@ -364,9 +363,7 @@ class Queue:
         """Link a task to the one that replaces it, and cancel it if it is unfinished."""
         connection = transaction.connection
         store.link_superseded(connection, row.id, by)
-        store.insert_history(
-            connection, row.id, self._clock.now(), "superseded", message=f"by {by}"
-        )
+        self._note(transaction, row, "superseded", message=f"by {by}")
         if row.state in UNFINISHED:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
 
@@ -374,12 +371,13 @@ class Queue:
 
     def _claim(
         self,
-        connection: sa.Connection,
+        transaction: Transaction,
         row: store.Row,
         now: datetime,
         seconds: int,
         instance: str | None,
     ) -> Task:
+        connection = transaction.connection
         decision = decide(_situation(row, views.counts(row)), Event.CLAIMED, now, self._policy)
         store.reopen_files(connection, row.id, [Outcome.RETRY])
         token = secrets.token_urlsafe(24)
@@ -392,7 +390,7 @@ class Queue:
             "progress_files": None,
             "progress_bytes": None,
         }
-        self._move(connection, row, values | self._count(connection, row.id))
+        self._move(transaction, row, values | self._count(connection, row.id))
         store.advance_turn(connection, row.agent, row.turn)
         store.insert_attempt(
             connection,
@@ -404,8 +402,8 @@ class Queue:
                 "claimed_at": now,
             },
         )
-        store.insert_history(connection, row.id, now, "claimed", attempt, instance)
         claimed = self._found(connection, row.task_id)
+        self._note(transaction, claimed, "claimed", attempt=attempt, message=instance)
         return views.task(claimed, open_files=store.open_files(connection, row.id))
 
     def _end(
@@ -426,7 +424,7 @@ class Queue:
         )
         if failed:
             values |= {"error_code": code, "error_message": _cut(message)}
-        self._move(connection, row, values)
+        self._move(transaction, row, values)
         if ending.event == Event.UNAVAILABLE and decision.why is not None:
             probe_at = decision.due_at or now + lanes.PROBE_LIMIT
             lanes.found_down(connection, row.destination, now, probe_at, _cut(message))
@@ -446,9 +444,10 @@ class Queue:
                     "message": note,
                 },
             )
-        store.insert_history(connection, row.id, now, result, row.attempt or None, note)
+        ended = self._found(connection, row.task_id)
+        self._note(transaction, ended, result, attempt=row.attempt or None, message=note)
         transaction.pending_for.add(row.agent)  # the task is due again, or its place is free
-        return views.task(self._found(connection, row.task_id))
+        return views.task(ended)
 
     def _retry(self, transaction: Transaction, row: store.Row) -> Task:
         connection, now = transaction.connection, self._clock.now()
@@ -459,12 +458,13 @@ class Queue:
                 code="superseded",
             )
         decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
-        store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED])
+        store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
         values = self._decided(decision, now) | self._count(connection, row.id)
-        self._move(connection, row, values)
-        store.insert_history(connection, row.id, now, "retried")
+        self._move(transaction, row, values)
+        retried = self._found(connection, row.task_id)
+        self._note(transaction, retried, "retried")
         transaction.pending_for.add(row.agent)
-        return views.task(self._found(connection, row.task_id))
+        return views.task(retried)
 
     def _found(self, connection: sa.Connection, task_id: str, *, lock: bool = False) -> store.Row:
         row = store.by_id(connection, task_id, lock=lock)
@@ -562,9 +562,42 @@ class Queue:
             "updated_at": now,
         }
 
-    def _move(self, connection: sa.Connection, row: store.Row, values: dict[str, Any]) -> None:
-        if not store.move(connection, row, values):
+    def _move(self, transaction: Transaction, row: store.Row, values: dict[str, Any]) -> None:
+        if not store.move(transaction.connection, row, values):
             raise LeaseLost(f"task {row.task_id} was changed at the same moment; look again")
+        for outcome in TOLD:
+            column = f"files_{outcome}"
+            more = values.get(column, 0) - getattr(row, column)
+            if more > 0:
+                transaction.happened.append(
+                    FileHappening(row.agent, row.destination, outcome, more)
+                )
+
+    def _note(
+        self,
+        transaction: Transaction,
+        row: store.Row,
+        event: str,
+        *,
+        attempt: int | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Note what brought a task to where ``row`` has it."""
+        now = self._clock.now()
+        history.note(
+            transaction,
+            history.Entry(
+                task=row.id,
+                agent=row.agent,
+                destination=row.destination,
+                at=now,
+                event=event,
+                state=State(row.state),
+                attempt=attempt,
+                message=message,
+                delivered_after=now - row.created_at if event == "succeeded" else None,
+            ),
+        )
 
     def _matching(
         self, connection: sa.Connection, which: TaskFilter, states: Sequence[State]
