@@ -16,6 +16,9 @@ they arise. A message names what was wrong and what to do; it never holds patien
     ├── UnreadableInput        exit 5   an input file or folder can't be read, or changed while it was read
     ├── NotDelivered           exit 6   a task that was waited for Failed, was Canceled, or time ran out
     ├── Refused                exit 7   the service said no (RFC 9457 problem); ``code`` and ``status`` are its
+    ├── AccessDenied           exit 7   who calls may not do that
+    │   ├── Unauthenticated             there is no token, or none that counts
+    │   └── Forbidden                   the token does not allow it
     ├── NotFound               exit 7   no such task, destination, payload or file
     ├── Conflict               exit 7   the request contradicts what is there
     │   ├── LeaseLost                   the caller's lease is not the task's: it must stop and report nothing
@@ -135,6 +138,33 @@ class Refused(ClaraResultsError):
     ) -> None:
         super().__init__(message, code=code, errors=errors)
         self.status = status
+
+
+class AccessDenied(ClaraResultsError):
+    """Who calls may not do that."""
+
+    code = "access-denied"
+    exit_code = 7
+
+
+class Unauthenticated(AccessDenied):
+    """A call without a token where one is needed, or with one that is unknown, revoked or expired."""
+
+    code = "token-missing"
+
+
+class Forbidden(AccessDenied):
+    """A call that its token does not allow.
+
+    Attributes:
+        scope: What it would take, where a scope would help.
+    """
+
+    code = "insufficient-scope"
+
+    def __init__(self, message: str, *, scope: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.scope = scope
 
 
 class NotFound(ClaraResultsError):

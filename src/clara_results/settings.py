@@ -11,6 +11,7 @@ value of that shape is passed over.
 
 import dataclasses
 import difflib
+import ipaddress
 import re
 import types
 import typing
@@ -21,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clara_results.domain import names
+from clara_results.domain.scopes import AnonymousGrant, parse_grant
 from clara_results.errors import ClaraResultsError, FieldError, SettingsInvalid
 
 PREFIX = "CLARA_RESULTS_"
@@ -68,6 +70,10 @@ class Settings:
     data: Path = _setting(DEFAULT_DATA, "folder of the service's database and payloads")
     host: str = _setting("127.0.0.1", "address that the service listens on")
     port: int = _setting(8088, "port that the service listens on; 0: any free one", least=0)
+    anonymous: tuple[str, ...] = _setting(
+        (), "what callers without a token may do, by their network, such as "
+        "register,agent:clarascu@10.42.0.0/16; several times, or several joined by ;"
+    )  # fmt: skip
     insecure: bool = _setting(
         False, "listen beyond loopback although anyone who reaches the port may do anything"
     )
@@ -114,6 +120,19 @@ class Settings:
     def service_url(self) -> str:
         """The service's URL, with the default filled in."""
         return self.service or "http://127.0.0.1:8088"
+
+    @property
+    def grants(self) -> tuple[AnonymousGrant, ...]:
+        """What ``anonymous`` grants."""
+        return tuple(parse_grant(text) for text in self.anonymous)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only callers on this machine reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def bearer_token(self) -> str | None:
         """Return the token for the service, from the setting or the file.
@@ -250,12 +269,20 @@ def _checked(name: str, value: Any) -> Any:
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if FIELDS[name].metadata["secret"] and not isinstance(value, str):
         raise ValueError("not text")
-    typed = _typed(kind, value)
+    typed = _listed(value) if typing.get_origin(kind) is tuple else _typed(kind, value)
     least, most = FIELDS[name].metadata["least"], FIELDS[name].metadata["most"]
     if least is not None and not least <= typed <= most:
         raise ValueError(f"{typed} is out of range: {least:.15g} to {most:.15g}")
     check = _CHECKS.get(name)
     return check(typed) if check else typed
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    """Return a list of texts: repeated flags, a list in the file, or one text with semicolons."""
+    parts = value.split(";") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{value!r} is not a list of texts")
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _typed(kind: type, value: Any) -> Any:
@@ -320,6 +347,12 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _grants(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        parse_grant(text)
+    return value
+
+
 def _listen_port(value: int) -> int:
     return value if value == 0 else names.port(value)
 
@@ -330,6 +363,7 @@ def _ae_title(value: str) -> str:
 
 
 _CHECKS: dict[str, Any] = {
+    "anonymous": _grants,
     "service": _http_url,
     "database": _database_url,
     "port": _listen_port,

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clara_results import __version__
-from clara_results.api import problems
+from clara_results.api import access, problems
 from clara_results.api.routes import destinations, health, payloads, tasks
 from clara_results.service.engine import Engine
 from clara_results.wire.destinations import Destination, TestResult
@@ -51,9 +51,11 @@ def create_app(
         strict_content_type=False,  # the original's clients may leave it out
     )
     app.state.test_destination = test_destination
+    app.router.route_class = access.GuardedRoute
     for module in (tasks, payloads, destinations, health):
         app.include_router(module.router)
     problems.install(app)
+    access.install(app)
     app.add_middleware(BodyLimit)
     assets = Path(swagger_ui_bundle.swagger_ui_path)
     app.mount(DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")

@@ -94,7 +94,7 @@ def documented(*statuses: int) -> Responses:
             "description": http.HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": SCHEMA}},
         }
-        for status in (*statuses, 422, 503)
+        for status in (*statuses, 401, 403, 422, 503)
     }
 
 

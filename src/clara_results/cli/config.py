@@ -34,7 +34,7 @@ def show(config: Config = None, as_json: Json = False) -> None:
         sys.stdout.write(json.dumps(body, indent=2) + "\n")
         return
     rows = [
-        (name, "-" if values[name] is None else str(values[name]), loaded.sources[name], variable(name))
+        (name, _cell(values[name]), loaded.sources[name], variable(name))
         for name in FIELDS
     ]  # fmt: skip
     show_table(("setting", "value", "from", "variable"), rows, "")
@@ -42,7 +42,15 @@ def show(config: Config = None, as_json: Json = False) -> None:
         Console(stderr=True).print(Text(f"note: {note}", "yellow"))
 
 
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(value) or "-"
+    return "-" if value is None else str(value)
+
+
 def _shown(name: str, value: object) -> object:
     if FIELDS[name].metadata["secret"] and value is not None:
         return "(set, not shown)"
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value

@@ -14,7 +14,7 @@ def setting(name: str, *names: str) -> Any:
     """Return a setting's option: its flag, its help, and the variable that it may come from."""
     flags = names or (f"--{name.replace('_', '-')}",)
     default = FIELDS[name].default
-    shown = "" if default is None or isinstance(default, bool) else f"; default {default}"
+    shown = "" if default in {None, ()} or isinstance(default, bool) else f"; default {default}"
     return typer.Option(
         *flags,
         help=f"{FIELDS[name].metadata['help']} ({variable(name)}{shown})",
@@ -35,6 +35,7 @@ Host = Annotated[str | None, setting("host")]
 Port = Annotated[int | None, setting("port")]
 Database = Annotated[str | None, setting("database")]
 Payloads = Annotated[Path | None, setting("payloads")]
+Anonymous = Annotated[list[str] | None, setting("anonymous")]
 Insecure = Annotated[bool | None, setting("insecure", "--insecure")]
 RetryDelay = Annotated[float | None, setting("retry_delay")]
 MaxRetries = Annotated[int | None, setting("max_retries")]

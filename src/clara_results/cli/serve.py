@@ -1,12 +1,11 @@
 """``clara-results serve``: the Results Service."""
 
-import ipaddress
-
 import typer
 
 from clara_results.cli import options
 from clara_results.cli.log import set_up_logging
 from clara_results.cli.options import (
+    Anonymous,
     Config,
     Data,
     Database,
@@ -32,6 +31,7 @@ def serve(
     retry_delay: RetryDelay = None,
     max_retries: MaxRetries = None,
     give_up: GiveUp = None,
+    anonymous: Anonymous = None,
     insecure: Insecure = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -40,16 +40,10 @@ def serve(
     """Run the Results Service until it is asked to end (SIGTERM, Ctrl-C)."""
     settings = options.settings(
         config, host=host, port=port, data=data, database=database, payloads=payloads,
-        retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, insecure=insecure,
-        log_format=log_format, log_level=log_level,
+        retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, anonymous=anonymous or None,
+        insecure=insecure, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
-    if not settings.insecure and not _loopback(settings.host):
-        raise InvalidInput(
-            f"host {settings.host}: whoever reaches that address could do anything, as this version has "
-            "no tokens yet; listen on 127.0.0.1 behind a proxy that authenticates, or say --insecure",
-            code="insecure",
-        )
     try:
         from clara_results.cli.server import run
     except ModuleNotFoundError as error:
@@ -60,10 +54,3 @@ def serve(
         ) from error
     if not run(settings):
         raise typer.Exit(1)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

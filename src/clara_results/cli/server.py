@@ -1,5 +1,6 @@
 """The service's process: uvicorn around the application."""
 
+import logging
 import socket
 from types import FrameType
 
@@ -9,6 +10,7 @@ import uvicorn
 from clara_results import __version__
 from clara_results.api.app import create_app
 from clara_results.errors import InvalidInput
+from clara_results.service import access
 from clara_results.service.engine import Engine
 from clara_results.settings import Settings
 from clara_results.wire.destinations import Destination, TestResult
@@ -17,14 +19,17 @@ SHUTDOWN = 10
 """Seconds that requests under way have once the service is asked to end."""
 READY_LINE = "Clara Results listens on "
 """Begins the one line on stdout; the URL follows."""
+_log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> bool:
     """Serve until asked to end; say whether the service ever was ready.
 
     Raises:
-        InvalidInput: The address can't be listened on.
+        InvalidInput: The address can't be listened on, or not by everyone who reaches it.
+        ServiceUnavailable: The database can't be used.
     """
+    _check_access(settings)
     listening = _bind(settings)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -48,6 +53,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 timeout_graceful_shutdown=SHUTDOWN,
                 server_header=False,
+                proxy_headers=False,  # else who calls could say what its address is
             )
         )
 
@@ -66,6 +72,26 @@ class _Server(uvicorn.Server):
         if self._engine is not None:
             self._engine.end_waiting()
         super().handle_exit(sig, frame)
+
+
+def _check_access(settings: Settings) -> None:
+    """Refuse to let everyone who reaches the address do everything, unless told to."""
+    if settings.loopback or settings.anonymous:
+        return
+    with access.opened(settings.database_url) as database:
+        if database.read(access.any_token).result():
+            return
+    if not settings.insecure:
+        raise InvalidInput(
+            f"host {settings.host}: whoever reaches that address could do anything. Make a token first "
+            "(clara-results tokens create NAME --scope admin --scope 'agent:*'), or say what callers without "
+            "one may do (--anonymous), or listen on 127.0.0.1; --insecure starts all the same",
+            code="insecure",
+        )
+    _log.warning(
+        "insecure: whoever reaches %s port %d may do anything, until a token is made",
+        settings.host, settings.port,
+    )  # fmt: skip
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -19,9 +19,11 @@ from clara_results.cli import options
 from clara_results.cli.log import set_up_logging
 from clara_results.cli.options import (
     AeTitle,
+    Anonymous,
     Config,
     Data,
     Host,
+    Insecure,
     LogFormat,
     LogLevel,
     Payloads,
@@ -46,6 +48,8 @@ def up(
     host: Host = None,
     port: Port = None,
     payloads: Payloads = None,
+    anonymous: Anonymous = None,
+    insecure: Insecure = None,
     ae_title: AeTitle = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -57,7 +61,7 @@ def up(
     """
     settings = options.settings(
         config, data=data, host=host, port=port, payloads=payloads, ae_title=ae_title,
-        log_format=log_format, log_level=log_level,
+        anonymous=anonymous or None, insecure=insecure, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
     raise typer.Exit(_Supervisor(settings, config).run())
@@ -180,6 +184,8 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
         "host": settings.host,
         "port": settings.port,
         "payloads": settings.payload_folder,
+        "anonymous": ";".join(settings.anonymous),
+        "insecure": settings.insecure,
         "ae_title": settings.ae_title,
         "log_format": settings.log_format,
         "log_level": settings.log_level,

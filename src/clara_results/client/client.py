@@ -334,7 +334,7 @@ class ResultsClient:
                 f"the Results Service at {self.url} does not answer: {_reason(error)}"
             ) from error
         if answer.status >= 300:
-            raise _problem(answer, f"{method} {path}")
+            raise _problem(answer, f"{method} {_place(path)}")
         return answer
 
 
@@ -359,7 +359,7 @@ def _json(answer: urllib3.BaseHTTPResponse) -> Any:
         return json.loads(answer.data)
     except ValueError as error:
         raise ServiceUnavailable(
-            f"the answer to {answer.url} is not JSON: is that a Results Service?"
+            f"the answer to {_place(answer.url)} is not JSON: is that a Results Service?"
         ) from error
 
 
@@ -368,7 +368,7 @@ def _last_modified(answer: urllib3.BaseHTTPResponse) -> datetime:
         return parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
     except ValueError as error:
         raise ServiceUnavailable(
-            f"the answer to {answer.url} does not tell the file's time: is that a Results Service?"
+            f"the answer to {_place(answer.url)} does not tell the file's time: is that a Results Service?"
         ) from error
 
 
@@ -377,8 +377,14 @@ def _typed(kind: type[T], value: Any, answer: urllib3.BaseHTTPResponse) -> T:
         return from_json(kind, value)
     except (TypeError, ValueError, AttributeError) as error:
         raise ServiceUnavailable(
-            f"the answer to {answer.url} is not a {kind.__name__}: is the service of another version?"
+            f"the answer to {_place(answer.url)} is not a {kind.__name__}: is the service of another version?"
         ) from error
+
+
+def _place(url: str | None) -> str:
+    """Return a URL or path for a message: without a file's name or what was searched for, which may be a patient's."""
+    path, _, uri = (url or "").partition("?")[0].partition("/files/")
+    return f"{path}/files/…" if uri else path
 
 
 def _reason(error: Exception) -> str:
@@ -401,6 +407,11 @@ def _problem(answer: urllib3.BaseHTTPResponse, call: str) -> ClaraResultsError:
     message = detail or f"{call} was answered with {answer.status} {answer.reason or ''}".rstrip()
     if answer.status >= 500 or answer.status == 429:
         return ServiceUnavailable(f"the Results Service says {answer.status}: {message}")
+    if answer.status in {401, 403}:
+        message += (
+            " (the token that this program shows comes from --token-file, CLARA_RESULTS_TOKEN_FILE or "
+            "CLARA_RESULTS_TOKEN)"
+        )
     if answer.status == 404:
         return NotFound(message, code=code or None)
     if code in _TYPED:

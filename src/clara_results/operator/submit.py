@@ -200,8 +200,6 @@ class DigestedFile(io.BufferedReader):
 def _explained(error: Refused, request: Request, plan: Plan) -> ClaraResultsError:
     """Add to a refusal what the service can't know: the files' paths here, and the mapping."""
     lines = [str(error)]
-    if error.status in {401, 403}:
-        lines.append("--token-file or CLARA_RESULTS_TOKEN_FILE names the file of the bearer token")
     for fault in error.errors[:SHOWN_ERRORS]:
         match = _FIELD.search(fault.field)
         index = int(match[1] or match[2]) if match else len(plan.files)

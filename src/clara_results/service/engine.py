@@ -16,6 +16,7 @@ from clara_results.domain.transitions import RetryPolicy
 from clara_results.errors import ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
+from clara_results.service.access import Access
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
 from clara_results.service.wakeups import Wakeups
@@ -61,7 +62,14 @@ class Engine:
         self.registrar = Registrar(self.queue, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
         migrate(self._database.engine)
-        self._database.start(self.wakeups.wake)
+        self._database.start(self.wakeups.wake, lambda _happened: None)
+        self.access = Access(
+            self.read,
+            self.write,
+            self.clock,
+            settings.grants,
+            open_at_first=settings.loopback or settings.insecure,
+        )
         self._seen: dict[tuple[str, str], datetime] = {}
         self.closing = threading.Event()
         self._rescuer = threading.Thread(target=self._rescue, name="rescue", daemon=True)

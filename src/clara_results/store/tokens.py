@@ -21,22 +21,15 @@ def all_tokens(connection: sa.Connection) -> Sequence[Row]:
     return connection.execute(sa.select(tokens).order_by(tokens.c.id)).all()
 
 
-def live(connection: sa.Connection, name: str) -> Row | None:
+def unrevoked(connection: sa.Connection) -> Sequence[Row]:
+    """Return the tokens that are not revoked, expired or not."""
+    return connection.execute(sa.select(tokens).where(tokens.c.revoked_at.is_(None))).all()
+
+
+def by_name(connection: sa.Connection, name: str) -> Row | None:
     """Return the token of a name that is not revoked."""
     found = sa.select(tokens).where(tokens.c.name == name, tokens.c.revoked_at.is_(None))
     return connection.execute(found).one_or_none()
-
-
-def by_digest(connection: sa.Connection, token_sha256: str) -> Row | None:
-    """Return the token of a digest, revoked or not."""
-    found = sa.select(tokens).where(tokens.c.token_sha256 == token_sha256)
-    return connection.execute(found).one_or_none()
-
-
-def any_token(connection: sa.Connection) -> bool:
-    """Tell whether a token was ever made that is not revoked."""
-    found = sa.select(tokens.c.id).where(tokens.c.revoked_at.is_(None)).limit(1)
-    return connection.execute(found).one_or_none() is not None
 
 
 def revoke(connection: sa.Connection, token: int, at: datetime) -> None:

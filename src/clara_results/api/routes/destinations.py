@@ -4,6 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
+from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep, answer
 from clara_results.api.problems import documented, problem
 from clara_results.errors import InvalidInput
@@ -17,7 +18,7 @@ from clara_results.wire.destinations import (
     TestResult,
 )
 
-router = APIRouter(tags=["Destinations and agents"])
+router = APIRouter(tags=["Destinations and agents"], route_class=GuardedRoute)
 ONE = "/api/destinations/{name}"
 ORIGINAL = "/api/config/destinationaetitle"
 

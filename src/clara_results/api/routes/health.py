@@ -5,13 +5,14 @@ from typing import Any
 from fastapi import APIRouter
 
 from clara_results import __version__
+from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep
 from clara_results.api.problems import documented
 from clara_results.domain.tasks import State
 from clara_results.errors import ServiceUnavailable
 from clara_results.store import tasks as store
 
-router = APIRouter(tags=["Health"], prefix="/health")
+router = APIRouter(tags=["Health"], prefix="/health", route_class=GuardedRoute)
 
 
 @router.get("/live")

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
+from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep, answer
 from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
@@ -20,7 +21,7 @@ from clara_results.store import tasks as task_store
 from clara_results.store.database import Transaction
 from clara_results.wire.payloads import Payload, PayloadFile
 
-router = APIRouter(tags=["Payloads"])
+router = APIRouter(tags=["Payloads"], route_class=GuardedRoute)
 PIECE = 1 << 20
 """Bytes gathered before they are written: a thread's hop costs more than the copy."""
 FILE = "/api/payloads/{payload_id}/files/{uri:path}"

@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AliasChoices, Field
 
+from clara_results.api.access import GuardedRoute, may_go_on
 from clara_results.api.dependencies import EngineDep, InstanceHeader, UserAgentHeader, answer
 from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
@@ -33,7 +34,7 @@ from clara_results.wire.tasks import (
     TaskPage,
 )
 
-router = APIRouter(tags=["Tasks"])
+router = APIRouter(tags=["Tasks"], route_class=GuardedRoute)
 PAGE_LIMIT = 1000
 _AGAIN: Responses = {200: {"model": Registered, "description": "The same registration came before"}}
 Lease = Annotated[int | None, Query(ge=LEASE_RANGE[0], le=LEASE_RANGE[1])]
@@ -78,7 +79,11 @@ async def pending(
     else:
         if instance is not None:
             await engine.see(name, instance, user_agent)
-        claimed = await engine.claim(name, size, lease, instance, wait, request.is_disconnected)
+
+        async def caller_left() -> bool:
+            return await request.is_disconnected() or not await may_go_on(request)
+
+        claimed = await engine.claim(name, size, lease, instance, wait, caller_left)
     return answer(list[Task], claimed, headers={"Cache-Control": "no-store"})
 
 

@@ -1,0 +1,213 @@
+"""Who may call what: the one table of routes and scopes, and what holds every route to it."""
+
+import enum
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+
+from clara_results.api.problems import problem
+from clara_results.domain import names
+from clara_results.errors import AccessDenied, Forbidden, InvalidInput, Unauthenticated
+from clara_results.service.access import Caller
+from clara_results.service.engine import Engine
+from clara_results.store import tasks as store
+
+REALM = 'Bearer realm="clara-results"'
+_SAME_SITE = frozenset({"same-origin", "none"})
+
+
+class As(enum.Enum):
+    """As which agent a caller must be allowed to act."""
+
+    ANY = "agent:NAME, any agent's"
+    NAMED = "agent:NAME, the agent's in the path"
+    HOLDER = "agent:NAME, the agent's whose task it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may make a call: whoever has one of the scopes, or may act as the agent. Neither: everyone.
+
+    Attributes:
+        scopes: Plain scopes, each of which is enough.
+        agent: As which agent.
+    """
+
+    scopes: tuple[str, ...] = ()
+    agent: As | None = None
+
+
+OPEN = Rule()
+REGISTER = Rule(("register",))
+READ = Rule(("read",))
+OPERATE = Rule(("operate",))
+ADMIN = Rule(("admin",))
+CLAIM = Rule(agent=As.NAMED)
+REPORT = Rule(agent=As.HOLDER)
+AGENT_OR_READ = Rule(("read",), As.ANY)
+
+RULES: Mapping[tuple[str, str], Rule] = {
+    ("POST", "/api/tasks"): REGISTER,
+    ("GET", "/api/tasks/{agent}/pending"): CLAIM,
+    ("PUT", "/api/tasks/success/{task_id}"): REPORT,
+    ("PUT", "/api/tasks/failure/{task_id}"): REPORT,
+    ("PUT", "/api/tasks/{task_id}/lease"): REPORT,
+    ("PUT", "/api/tasks/{task_id}/release"): REPORT,
+    ("GET", "/api/tasks"): READ,
+    # Who registered a task was given its id, which can't be guessed, and may wait for its end.
+    ("GET", "/api/tasks/{task_id}"): Rule(("read", "register")),
+    ("GET", "/api/tasks/{task_id}/files"): READ,
+    ("POST", "/api/tasks/retry"): OPERATE,
+    ("POST", "/api/tasks/cancel"): OPERATE,
+    ("POST", "/api/tasks/{task_id}/retry"): OPERATE,
+    ("POST", "/api/tasks/{task_id}/cancel"): OPERATE,
+    ("POST", "/api/tasks/{task_id}/redeliver"): OPERATE,
+    ("GET", "/api/jobs/{job_id}"): READ,
+    ("PUT", "/api/payloads/{payload_id}/files/{uri:path}"): REGISTER,
+    ("GET", "/api/payloads/{payload_id}/files/{uri:path}"): AGENT_OR_READ,
+    # Who uploads looks first whether that was done before.
+    ("HEAD", "/api/payloads/{payload_id}/files/{uri:path}"): Rule(("read", "register"), As.ANY),
+    ("GET", "/api/payloads/{payload_id}"): AGENT_OR_READ,
+    ("DELETE", "/api/payloads/{payload_id}"): ADMIN,
+    ("GET", "/api/destinations"): AGENT_OR_READ,
+    ("POST", "/api/destinations"): OPERATE,
+    ("GET", "/api/destinations/{name}"): AGENT_OR_READ,
+    ("PUT", "/api/destinations/{name}"): OPERATE,
+    ("DELETE", "/api/destinations/{name}"): OPERATE,
+    ("POST", "/api/destinations/{name}/test"): OPERATE,
+    ("POST", "/api/destinations/{name}/pause"): OPERATE,
+    ("POST", "/api/destinations/{name}/resume"): OPERATE,
+    ("GET", "/api/config/destinationaetitle"): AGENT_OR_READ,
+    ("POST", "/api/config/destinationaetitle"): OPERATE,
+    ("GET", "/api/config/destinationaetitle/{name}"): AGENT_OR_READ,
+    ("DELETE", "/api/config/destinationaetitle/{name}"): OPERATE,
+    ("GET", "/api/agents"): READ,
+    ("GET", "/health/live"): OPEN,
+    ("GET", "/health/ready"): OPEN,
+    ("GET", "/health/status"): OPEN,
+    ("GET", "/docs"): OPEN,
+}
+"""Every route, and who may call it. A route that is not here can't be made."""
+
+
+class GuardedRoute(APIRoute):
+    """A route that only those may call whom RULES allow; checked before the body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler behind the check."""
+        rules = {method: _rule(method, self.path) for method in self.methods or ()}
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            rule = rules[request.method]
+            if rule != OPEN:
+                _check_page(request, rule)
+                await _check(request, rule)
+            return await handle(request)
+
+        return guarded
+
+
+def install(app: FastAPI) -> None:
+    """Have an app answer who may not call, and document how one shows who one is (RFC 6750)."""
+    app.add_exception_handler(AccessDenied, _denied)
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for (method, path), rule in RULES.items():
+            operation = document["paths"].get(path.replace(":path}", "}"), {}).get(method.lower())
+            if operation is not None and rule != OPEN:
+                operation["security"] = [{"token": []}, {}]  # {}: or none, where that is allowed
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def may_go_on(request: Request) -> bool:
+    """Tell whether who made a call that waits for long may still make it: a token can be revoked meanwhile."""
+    try:
+        await _check(request, _rule(request.method, request.scope["route"].path))
+    except AccessDenied:
+        return False
+    return True
+
+
+def _rule(method: str, path: str) -> Rule:
+    try:
+        return RULES[method, path]
+    except KeyError:
+        raise LookupError(
+            f"{method} {path}: say in clara_results.api.access.RULES who may call it"
+        ) from None
+
+
+async def _check(request: Request, rule: Rule) -> None:
+    engine: Engine = request.app.state.engine
+    address = request.client.host if request.client else None
+    caller = await engine.access.caller(_bearer(request), address)
+    if any(caller.scopes.allow(scope) for scope in rule.scopes):
+        return
+    if rule.agent is None or not caller.scopes.some_agent:
+        raise _insufficient(caller, rule.scopes, rule.agent and "agent:NAME")
+    if rule.agent is As.ANY or caller.scopes.every_agent:
+        return
+    agent = await _agent(request, engine)
+    if agent is not None and not caller.scopes.allow_agent(agent):
+        raise _insufficient(caller, rule.scopes, f"agent:{agent}")
+
+
+async def _agent(request: Request, engine: Engine) -> str | None:
+    """Return the agent that a call names or whose task it names; None: there is no such task."""
+    if "agent" in request.path_params:
+        return names.agent_name(request.path_params["agent"])
+    try:
+        task_id = str(UUID(request.path_params["task_id"]))
+    except ValueError:
+        raise InvalidInput("the task id is not a UUID", code="invalid-request") from None
+    task = await engine.read(lambda connection: store.by_id(connection, task_id))
+    return None if task is None else str(task.agent)
+
+
+def _bearer(request: Request) -> str | None:
+    """Return the bearer token of a call (RFC 6750 2.1); another scheme's credentials are none of ours."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _insufficient(caller: Caller, scopes: tuple[str, ...], agent: str | None) -> AccessDenied:
+    wanted = [*scopes, *([agent] if agent else [])]
+    needed = f"this call needs the scope {' or '.join(wanted)}"
+    if caller.token is None:
+        return Unauthenticated(
+            f"{needed}; callers from that address without a token have {caller.scopes}"
+        )
+    return Forbidden(f"{needed}; the token {caller.token} has {caller.scopes}", scope=wanted[0])
+
+
+def _check_page(request: Request, rule: Rule) -> None:
+    """Refuse what a page of another site has a browser send (Fetch Metadata Request Headers, W3C).
+
+    Where a caller's place alone gives rights, every page that is open in a browser at that place could use them.
+    Answers to reading calls are kept from such pages by the browser itself.
+    """
+    changes = request.method not in {"GET", "HEAD"} or rule == CLAIM
+    if changes and request.headers.get("sec-fetch-site", "none") not in _SAME_SITE:
+        raise Forbidden("pages of other sites may not call this service", code="cross-site")
+
+
+def _denied(_request: Request, error: Exception) -> Response:
+    denied = cast("AccessDenied", error)
+    if isinstance(denied, Forbidden):
+        scope = f', error="insufficient_scope", scope="{denied.scope}"' if denied.scope else ""
+        headers = {"WWW-Authenticate": REALM + scope} if scope else None
+        return problem(403, denied.code, str(denied), headers=headers)
+    invalid = "" if denied.code == Unauthenticated.code else ', error="invalid_token"'
+    return problem(401, denied.code, str(denied), headers={"WWW-Authenticate": REALM + invalid})
