@@ -148,18 +148,21 @@ def product_environment(port: int, payloads: Path) -> dict[str, str]:
 
 
 def look(client: ResultsClient, receivers: dict[str, Receiver]) -> list[Row]:
-    """Ask the service for the job's tasks, and each receiver for what it holds."""
+    """Ask each receiver for what it holds, and then the service for the job's tasks."""
+    held = {name: receiver.count() for name, receiver in receivers.items()}
     tasks = {task.parameters: task for task in client.job(JOB).tasks}
-    return [_row(name, receiver, tasks[f'"{name}"']) for name, receiver in receivers.items()]
+    return [
+        _row(name, receiver, held[name], tasks[f'"{name}"']) for name, receiver in receivers.items()
+    ]
 
 
-def _row(name: str, receiver: Receiver, task: Task) -> Row:
+def _row(name: str, receiver: Receiver, held: int, task: Task) -> Row:
     return Row(
         destination=name,
         program=receiver.program,
         state=task.state,
         delivered=task.counts.delivered,
-        held=receiver.count(),
+        held=held,
         error=task.last_error.message if task.last_error else "",
     )
 
@@ -236,6 +239,8 @@ def watch(
                     "\n".join(f"{row.destination} {row.state.value}: {row.error}" for row in ended)
                 )
             if all(row.state is State.SUCCEEDED for row in rows):
+                rows = look(client, receivers)  # what they hold now that all is said to be there
+                shown.update(rows)
                 break
             deadline.pause(LOOK, "all tasks Succeeded")
     missing = [
