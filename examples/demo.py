@@ -148,21 +148,18 @@ def product_environment(port: int, payloads: Path) -> dict[str, str]:
 
 
 def look(client: ResultsClient, receivers: dict[str, Receiver]) -> list[Row]:
-    """Ask each receiver for what it holds, and then the service for the job's tasks."""
-    held = {name: receiver.count() for name, receiver in receivers.items()}
+    """Ask the service for the job's tasks, and each receiver for what it holds."""
     tasks = {task.parameters: task for task in client.job(JOB).tasks}
-    return [
-        _row(name, receiver, held[name], tasks[f'"{name}"']) for name, receiver in receivers.items()
-    ]
+    return [_row(name, receiver, tasks[f'"{name}"']) for name, receiver in receivers.items()]
 
 
-def _row(name: str, receiver: Receiver, held: int, task: Task) -> Row:
+def _row(name: str, receiver: Receiver, task: Task) -> Row:
     return Row(
         destination=name,
         program=receiver.program,
         state=task.state,
         delivered=task.counts.delivered,
-        held=held,
+        held=receiver.count(),
         error=task.last_error.message if task.last_error else "",
     )
 
@@ -239,8 +236,6 @@ def watch(
                     "\n".join(f"{row.destination} {row.state.value}: {row.error}" for row in ended)
                 )
             if all(row.state is State.SUCCEEDED for row in rows):
-                rows = look(client, receivers)  # what they hold now that all is said to be there
-                shown.update(rows)
                 break
             deadline.pause(LOOK, "all tasks Succeeded")
     missing = [
