@@ -164,7 +164,7 @@ def test_a_read_sees_one_moment_from_its_beginning_to_its_end(database: Database
 
 def test_who_waits_is_woken_after_the_commit_only(database: Database) -> None:
     seen: list[tuple[str, bool]] = []
-    database.start(lambda agent: seen.append((agent, agent in there(database))))
+    database.start(lambda agent: seen.append((agent, agent in there(database))), lambda _: None)
     bad = database.write(put_and_raise("bad", Conflict("no")))
     good = database.write(put("good"))
     good.result(PATIENCE)

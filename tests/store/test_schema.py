@@ -146,6 +146,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "tasks": TASK,
     "files": {"task": 1, "position": 0, "uri": "a", "outcome": Outcome.PENDING},
     "attempts": {"task": 1, "attempt": 1, "lease_token": "x", "claimed_at": NOW},
+    "history": {"task": 1, "at": NOW, "event": "registered", "state": State.PENDING},
     "destinations": {
         "name_key": "d", "name": "D", "kind": "dicom", "ae_title": "D", "host": "h", "port": 104,
         "max_tasks": 2, "updated_at": NOW,
@@ -175,6 +176,7 @@ ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("files", "ck_files_outcome", {"outcome": "lost"}),
     ("attempts", "ck_attempts_ended_with_result", {"ended_at": NOW}),
     ("attempts", "ck_attempts_ended_with_result", {"result": "failed"}),
+    ("history", "ck_history_state", {"state": "Lost"}),
     ("destinations", "ck_destinations_kind", {"kind": "carrier-pigeon"}),
     ("destinations", "ck_destinations_port", {"port": 0}),
     ("destinations", "ck_destinations_port", {"port": 65536}),
@@ -196,7 +198,8 @@ LEGAL: list[tuple[str, dict[str, Any]]] = [
 
 
 def _insert(connection: sa.Connection, table: str, changes: dict[str, Any]) -> None:
-    parents = {"files": ["registrations", "tasks"], "attempts": ["registrations", "tasks"]}
+    of_task = ["registrations", "tasks"]
+    parents = {"files": of_task, "attempts": of_task, "history": of_task}
     for name in parents.get(table, ["registrations"] if table == "tasks" else []):
         connection.execute(schema.metadata.tables[name].insert().values(**ROWS[name]))
     target = schema.metadata.tables[table]
@@ -235,12 +238,12 @@ def test_every_rule_is_tried_above() -> None:
     assert {rule for _, rule, _ in ILLEGAL} == set(_checks())
 
 
-@pytest.mark.parametrize("table", ["tasks", "files", "attempts"])
+@pytest.mark.parametrize("table", ["tasks", "files", "attempts", "history"])
 def test_a_row_without_its_parent_is_refused(database: Database, table: str) -> None:
     assert _refusal(database, table, {"registration_id" if table == "tasks" else "task": 99})
 
 
-@pytest.mark.parametrize("table", ["files", "attempts"])
+@pytest.mark.parametrize("table", ["files", "attempts", "history"])
 def test_what_belongs_to_a_task_goes_with_it(database: Database, table: str) -> None:
     target = schema.metadata.tables[table]
     with database.engine.begin() as connection:

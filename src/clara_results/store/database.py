@@ -1,19 +1,22 @@
 """A database: transactions, on threads of its own, that other threads and coroutines wait for."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
+from clara_results.domain.happenings import Happening
 from clara_results.errors import ServiceUnavailable
 
 T = TypeVar("T")
 READERS = 4
 OnPending = Callable[[str], None]
 """Called from any thread with the name of an agent that has a task to claim."""
+OnHappened = Callable[[Sequence[Happening]], None]
+"""Called from any thread with what a transaction of this process did."""
 _log = logging.getLogger(__name__)
 
 
@@ -24,10 +27,12 @@ class Transaction:
     Attributes:
         connection: Where statements run.
         pending_for: Agents that have a task to claim once this is durable; those who wait are woken then.
+        happened: What this does to tasks; told to who counts once it is durable.
     """
 
     connection: sa.Connection
     pending_for: set[str] = field(default_factory=set)
+    happened: list[Happening] = field(default_factory=list)
 
 
 class Database(Protocol):
@@ -38,8 +43,11 @@ class Database(Protocol):
         """The engine that writes, for migrations before work begins."""
         ...
 
-    def start(self, on_pending: OnPending) -> None:
-        """Begin to call ``on_pending``, for this process's transactions and all others' on the database."""
+    def start(self, on_pending: OnPending, on_happened: OnHappened) -> None:
+        """Begin to call ``on_pending``, for this process's transactions and all others' on the database.
+
+        ``on_happened`` is called for this process's transactions alone.
+        """
         ...
 
     def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:

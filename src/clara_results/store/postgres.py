@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from clara_results.errors import ServiceUnavailable
 from clara_results.store.database import (
     READERS,
+    OnHappened,
     OnPending,
     Transaction,
     away,
@@ -67,6 +68,7 @@ class PostgresDatabase:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._on_pending: OnPending = lambda _agent: None
+        self._on_happened: OnHappened = lambda _happened: None
         self._closing = threading.Event()
         self._closed = False
         self._door = threading.Lock()
@@ -83,9 +85,10 @@ class PostgresDatabase:
         """The engine that writes."""
         return self._engine
 
-    def start(self, on_pending: OnPending) -> None:
+    def start(self, on_pending: OnPending, on_happened: OnHappened) -> None:
         """Begin to call ``on_pending``, for this process's transactions and all others' on the database."""
         self._on_pending = on_pending
+        self._on_happened = on_happened
         for thread in self._threads:
             thread.start()
 
@@ -135,6 +138,7 @@ class PostgresDatabase:
         with self._engine.begin() as connection:
             transaction = Transaction(connection)
             result = operation(transaction)
+        self._on_happened(transaction.happened)
         if transaction.pending_for:
             for agent in transaction.pending_for:
                 self._on_pending(agent)

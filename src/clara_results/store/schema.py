@@ -120,8 +120,12 @@ tasks = sa.Table(
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
     ),
     sa.Index(
-        "ix_tasks_due", "agent", "due_at",
+        "ix_tasks_due", "agent", "destination", "due_at",
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
+    ),
+    sa.Index(
+        "ix_tasks_failed", "agent", "destination",
+        sqlite_where=sa.text("state = 'Failed'"), postgresql_where=sa.text("state = 'Failed'"),
     ),
     sa.Index(
         "ix_tasks_held", "destination",
@@ -184,11 +188,14 @@ history = sa.Table(
     sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
     sa.Column("at", Instant, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer),
     sa.Column("message", sa.Text),
+    _among("state", State),
     sa.Index(None, "task"),
+    sqlite_autoincrement=True,
 )
-"""What happened to a task, oldest first."""
+"""What happened to a task and the state it was in then, oldest first. An id is never used again: events resume by it."""
 
 turns = sa.Table(
     "turns",

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.store.database import (
     READERS,
+    OnHappened,
     OnPending,
     Transaction,
     away,
@@ -63,6 +64,7 @@ class SqliteDatabase:
         self._door = threading.Lock()
         """Held while something is put in line, so that nothing gets in behind the end."""
         self._on_pending: OnPending = lambda _agent: None
+        self._on_happened: OnHappened = lambda _happened: None
         self._thread.start()
 
     @property
@@ -70,9 +72,10 @@ class SqliteDatabase:
         """The engine that writes."""
         return self._writer
 
-    def start(self, on_pending: OnPending) -> None:
-        """Begin to call ``on_pending``."""
+    def start(self, on_pending: OnPending, on_happened: OnHappened) -> None:
+        """Begin to call ``on_pending`` and ``on_happened``."""
         self._on_pending = on_pending
+        self._on_happened = on_happened
 
     def read(self, operation: Callable[[sa.Connection], T]) -> Future[T]:
         """Run an operation on a snapshot of the database."""
@@ -116,13 +119,16 @@ class SqliteDatabase:
 
     def _write_group(self, group: list[_Write]) -> None:
         done: list[tuple[_Write, Any, Exception | None]] = []
-        pending_for: set[str] = set()
+        gathered: list[Transaction] = []
         group = [write for write in group if write.future.set_running_or_notify_cancel()]
         try:
             with self._writer.begin() as connection:
                 for write in group:
-                    result, fault = _in_savepoint(connection, write.operation, pending_for)
+                    transaction = Transaction(connection)
+                    result, fault = _in_savepoint(transaction, write.operation)
                     done.append((write, result, fault))
+                    if fault is None:
+                        gathered.append(transaction)
         except sa.exc.OperationalError as error:
             unavailable = away(error)
             for write in group:
@@ -132,21 +138,21 @@ class SqliteDatabase:
             for write in group:
                 write.future.set_exception(error)
             return
+        self._on_happened([one for transaction in gathered for one in transaction.happened])
         for write, result, fault in done:
             if fault is None:
                 write.future.set_result(result)
             else:
                 write.future.set_exception(fault)
-        for agent in pending_for:
+        for agent in set[str]().union(*(transaction.pending_for for transaction in gathered)):
             self._on_pending(agent)
 
 
 def _in_savepoint(
-    connection: sa.Connection, operation: Callable[[Transaction], Any], pending_for: set[str]
+    transaction: Transaction, operation: Callable[[Transaction], Any]
 ) -> tuple[Any, Exception | None]:
-    transaction = Transaction(connection)
     try:
-        with connection.begin_nested():
+        with transaction.connection.begin_nested():
             result = operation(transaction)
     except ClaraResultsError as error:
         return None, error
@@ -154,7 +160,6 @@ def _in_savepoint(
         raise  # the database itself is in trouble: so is the group
     except Exception as error:  # noqa: BLE001  (a fault in one operation must not fail its neighbours)
         return None, error
-    pending_for |= transaction.pending_for
     return result, None
 
 

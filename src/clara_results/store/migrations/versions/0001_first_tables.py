@@ -194,10 +194,18 @@ def upgrade() -> None:
     op.create_index(
         "ix_tasks_due",
         "tasks",
-        ["agent", "due_at"],
+        ["agent", "destination", "due_at"],
         unique=False,
         sqlite_where=sa.text("state = 'Pending'"),
         postgresql_where=sa.text("state = 'Pending'"),
+    )
+    op.create_index(
+        "ix_tasks_failed",
+        "tasks",
+        ["agent", "destination"],
+        unique=False,
+        sqlite_where=sa.text("state = 'Failed'"),
+        postgresql_where=sa.text("state = 'Failed'"),
     )
     op.create_index(
         "ix_tasks_held",
@@ -276,11 +284,17 @@ def upgrade() -> None:
         sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('Pending', 'InProgress', 'Succeeded', 'Failed', 'Canceled')",
+            name=op.f("ck_history_state"),
+        ),
         sa.ForeignKeyConstraint(
             ["task"], ["tasks.id"], name=op.f("fk_history_task"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_history")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_history_task"), "history", ["task"], unique=False)
