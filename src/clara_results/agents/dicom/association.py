@@ -31,6 +31,7 @@ from clara_results.agents.dicom.connection import (
 )
 from clara_results.domain.clock import Clock
 from clara_results.errors import DestinationUnavailable, UnreadableInput
+from clara_results.wire.destinations import Destination
 
 VERIFICATION = "1.2.840.10008.1.1"
 IMPLEMENTATION_CLASS_UID = "2.25.186121744103154591266682160995305927684"
@@ -128,6 +129,12 @@ class Peer:
     called: str
     calling: str
 
+    @classmethod
+    def of(cls, destination: Destination, calling_ae_title: str) -> Self:
+        """Return who a destination is; ``calling_ae_title`` is ours unless the destination wants another."""
+        calling = destination.calling_ae_title or calling_ae_title
+        return cls(destination.host, destination.port, destination.ae_title, calling)
+
     def __str__(self) -> str:
         return f"{self.called} at {self.host} port {self.port}"
 
@@ -188,6 +195,11 @@ class Association:
         traceback: TracebackType | None,
     ) -> None:
         self.abort()
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether it is closed on our side: nothing more can be sent."""
+        return self._connection.closed
 
     def accepts(self, context: Context) -> bool:
         """Tell whether the receiver takes what is of this SOP class and transfer syntax."""

@@ -169,6 +169,11 @@ class PduConnection:
             self._acknowledge_quickly()
             self._received += piece
 
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed on our side."""
+        return self._socket.fileno() == -1
+
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()

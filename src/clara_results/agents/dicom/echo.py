@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 from pydicom.uid import ImplicitVRLittleEndian
 
-from clara_results.agents.dicom.association import VERIFICATION, Association, AssociationSettings
-from clara_results.agents.dicom.connection import AssociationAborted, connect
-from clara_results.agents.dicom.exporter import associate
+from clara_results.agents.dicom.association import (
+    VERIFICATION,
+    Association,
+    AssociationSettings,
+    Peer,
+)
+from clara_results.agents.dicom.connection import AssociationAborted, PduConnection, connect
 from clara_results.domain.clock import Clock, SystemClock
 from clara_results.errors import DestinationUnavailable
 from clara_results.wire.destinations import Destination, TestResult, TestStep
@@ -28,20 +32,22 @@ def echo_destination(
     """
     waits = settings or AssociationSettings()
     time = clock or SystemClock()
-    calling = destination.calling_ae_title or calling_ae_title
+    peer = Peer.of(destination, calling_ae_title)
     steps: list[TestStep] = []
+    connections: list[PduConnection] = []
     opened: list[Association] = []
 
     def reach() -> str:
-        connect(destination.host, destination.port, waits.connect, time).close()
-        return f"{destination.host} port {destination.port} takes connections"
+        reached = connect(peer.host, peer.port, waits.connect, time)
+        connections.append(PduConnection(reached, waits.dimse, time))
+        return f"{peer.host} port {peer.port} takes connections"
 
     def request() -> str:
         contexts = [(VERIFICATION, str(ImplicitVRLittleEndian))]
-        opened.append(associate(destination, calling, contexts, waits, time))
+        opened.append(Association(connections[0], peer, contexts, waits, time))
         for why in opened[0].refused.values():
             raise DestinationUnavailable(f"it does not take C-ECHO: {why}")
-        return f"{destination.ae_title} accepts an association from {calling}"
+        return f"{peer.called} accepts an association from {peer.calling}"
 
     def echo() -> str:
         status = opened[0].echo()
@@ -56,6 +62,8 @@ def echo_destination(
     finally:
         for association in opened:
             association.release()
+        for connection in connections:
+            connection.close()
     return TestResult(destination=destination.name, ok=all(step.ok for step in steps), steps=steps)
 
 

@@ -1,11 +1,10 @@
 """Delivers tasks to DIMSE destinations by C-STORE; only the receiver's own answer makes a file delivered."""
 
 import json
-import logging
 import mmap
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydicom.uid import UID
@@ -18,25 +17,30 @@ from clara_results.agents.dicom.association import (
     Peer,
 )
 from clara_results.agents.dicom.connection import AssociationAborted, PduConnection, connect
-from clara_results.agents.dicom.plan import Instance, plan, reject, unopened
+from clara_results.agents.dicom.plan import Instance, check_unchanged, plan, reject, unread
 from clara_results.agents.dicom.status import Kind, Verdict, judge
 from clara_results.agents.exporter import Delivery, FileRejected, TaskRejected
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import Outcome
-from clara_results.errors import DestinationUnavailable, UnreadableInput
+from clara_results.errors import DestinationUnavailable, LeaseLost, Stopping, UnreadableInput
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import FileOutcome
 
 ABORT_LIMIT = 3
 """Times that an instance may break its association before it is rejected, so that it can't hold the rest up; and
 different instances in a row that may, before it is the receiver that counts as broken."""
+REMEMBERED_TASKS = 1000
+"""Tasks whose troublesome instances are remembered from one attempt to the next."""
+SHOWN = 200
+"""Characters of unusable parameters that a message shows."""
+QUICK_RELEASE = 1.0
+"""Seconds for the receiver's part in a release when the agent must end, or has lost the task."""
 _OUTCOMES = {
     Kind.DELIVERED: Outcome.DELIVERED,
     Kind.RETRY: Outcome.RETRY,
     Kind.REJECTED: Outcome.REJECTED,
 }
-_log = logging.getLogger(__name__)
 
 
 class DicomExporter:
@@ -61,6 +65,8 @@ class DicomExporter:
         self._calling_ae_title = calling_ae_title
         self.settings = settings
         self._clock = clock
+        self._troubles: dict[str, Counter[str]] = {}
+        self._lock = threading.Lock()
 
     def deliver(self, delivery: Delivery) -> None:
         """Send every DICOM file of a task to the destination that its parameters name.
@@ -73,22 +79,43 @@ class DicomExporter:
             Stopping: As the delivery's checkpoint raised it.
         """
         destination = self._destination(delivery.task.parameters)
-        instances = plan(delivery)
-        if instances:
-            _Sending(self, delivery, destination, instances).run()
+        task_id = delivery.task.task_id
+        breaks = self._breaks(task_id)
+        instances = sorted(plan(delivery), key=lambda one: one.file.uri in breaks)
+        _Sending(self, delivery, destination, deque(instances), breaks).run()
+        with self._lock:
+            self._troubles.pop(task_id, None)
+
+    def _breaks(self, task_id: str) -> Counter[str]:
+        """Return how often which files of a task broke an association, or ended an attempt (0).
+
+        Kept from attempt to attempt: a receiver that an instance brings down ends the attempt too, and must not
+        meet that instance first, time and again, in each that follows.
+        """
+        with self._lock:
+            breaks = self._troubles.setdefault(task_id, Counter())
+            if len(self._troubles) > REMEMBERED_TASKS:
+                del self._troubles[next(iter(self._troubles))]
+            return breaks
 
     def associate(self, destination: Destination, contexts: Sequence[Context]) -> Association:
-        """Open an association to a destination."""
-        calling = destination.calling_ae_title or self._calling_ae_title
-        return associate(destination, calling, contexts, self.settings, self._clock)
+        """Open an association to a destination.
+
+        Raises:
+            DestinationUnavailable: It can't be reached, refuses, or does not answer; the message says which.
+        """
+        peer = Peer.of(destination, self._calling_ae_title)
+        opened = connect(peer.host, peer.port, self.settings.connect, self._clock)
+        connection = PduConnection(opened, self.settings.dimse, self._clock)
+        return Association(connection, peer, contexts, self.settings, self._clock)
 
     def _destination(self, parameters: str | None) -> Destination:
         known = [item for item in self._destinations() if item.kind == "dicom"]
-        name = _name(parameters)
+        listing = ", ".join(item.name for item in known) or "none"
+        name = _name(parameters, listing)
         for item in known:
             if names.name_key(item.name) == names.name_key(name):
                 return item
-        listing = ", ".join(item.name for item in known) or "none"
         raise TaskRejected(
             f"there is no DICOM destination {name!r}; there are: {listing}. Add it "
             f"(clara-results destinations add) and retry the task",
@@ -96,52 +123,28 @@ class DicomExporter:
         )
 
 
-def associate(
-    destination: Destination,
-    calling_ae_title: str,
-    contexts: Sequence[Context],
-    settings: AssociationSettings,
-    clock: Clock,
-) -> Association:
-    """Connect to a destination and negotiate an association.
-
-    Args:
-        destination: To whom.
-        calling_ae_title: As whom.
-        contexts: What is to be stored, at most CONTEXT_LIMIT.
-        settings: How long to wait.
-        clock: The time.
-
-    Raises:
-        DestinationUnavailable: It can't be reached, refuses, or does not answer; the message says which.
-    """
-    peer = Peer(destination.host, destination.port, destination.ae_title, calling_ae_title)
-    opened = connect(destination.host, destination.port, settings.connect, clock)
-    return Association(
-        PduConnection(opened, settings.dimse, clock), peer, contexts, settings, clock
-    )
-
-
-def _name(parameters: str | None) -> str:
-    """Return the destination that a task's parameters name."""
-    example = "register with --data '[\"Orthanc\"]', one task for each destination"
+def _name(parameters: str | None, known: str) -> str:
+    """Return the destination that a task's parameters name; ``known`` lists those there are, for the message."""
     if parameters is None:
-        raise TaskRejected(f"the task names no destination: {example}", code="unusable-parameters")
-    try:
-        name = json.loads(parameters)
-    except ValueError:
-        name = None
-    if isinstance(name, list):
-        raise TaskRejected(
-            f"the task's parameters are a whole array, as an older release made them: {example}",
-            code="unusable-parameters",
+        what = "the task has no parameters"
+    else:
+        try:
+            name = json.loads(parameters)
+        except ValueError:
+            name = None
+        if isinstance(name, str):
+            return name
+        what = f"the task's parameters {parameters[:SHOWN]} are "
+        what += (
+            "a whole array, as an older release made them, not one of its elements"
+            if isinstance(name, list)
+            else "no JSON string"
         )
-    if not isinstance(name, str):
-        raise TaskRejected(
-            f"the task's parameters are no JSON string that names a destination: {example}",
-            code="unusable-parameters",
-        )
-    return name
+    raise TaskRejected(
+        f"{what}; they must name a destination. There are: {known}. Register with "
+        "--data '[\"NAME\"]', which makes one task for each name",
+        code="unusable-parameters",
+    )
 
 
 @dataclass(slots=True)
@@ -151,24 +154,26 @@ class _Sending:
     exporter: DicomExporter
     delivery: Delivery
     destination: Destination
-    left: list[Instance]
-    breaks: Counter[str] = field(default_factory=Counter)
+    left: deque[Instance]
+    breaks: Counter[str]
     broke_in_a_row: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Send all that is left, over one association after the other."""
         while self.left:
-            batch, contexts = _batch(self.left)
+            count, contexts = _batch(self.left)
             self.delivery.checkpoint()
             association = self.exporter.associate(self.destination, contexts)
             try:
-                broken = self._over(association, len(batch))
+                broken = self._over(association, count)
+            except (LeaseLost, Stopping):
+                association.release(QUICK_RELEASE)
+                raise
             except BaseException:
                 association.release()
                 raise
-            if broken is None:
-                association.release()
-            else:
+            association.release()
+            if broken is not None:
                 self._pause(broken)
 
     def _over(self, association: Association, count: int) -> Instance | None:
@@ -177,32 +182,34 @@ class _Sending:
             instance = self.left[0]
             if not association.accepts(instance.context):
                 self._no_context(instance, association.refused[instance.context])
-            else:
-                self.delivery.checkpoint()
-                try:
-                    self._send(association, instance)
-                except AssociationAborted as error:
-                    self.left.pop(0)
-                    self._broke(instance, error)
-                    return instance
-            self.left.pop(0)
+                self.left.popleft()
+                continue
+            self.delivery.checkpoint()
+            try:
+                self._send(association, instance)
+            except AssociationAborted as error:
+                self.left.popleft()
+                self._broke(instance, error)
+                return instance
+            except DestinationUnavailable:
+                self.breaks.setdefault(instance.file.uri, 0)
+                raise
+            self.left.popleft()
+            if association.ended:
+                return None
         return None
 
     def _send(self, association: Association, instance: Instance) -> None:
-        header = instance.header
         try:
             with self.delivery.open(instance.file) as opened:
+                check_unchanged(opened, instance)
                 # Unmapped when the last view of it goes: a traceback may hold one for a while.
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-                data = memoryview(mapped)[header.data_offset :]
-                status = association.store(header.sop_instance_uid, instance.context, data)
-        except FileRejected as error:
-            unopened(self.delivery, instance.file, error)
+                data = memoryview(mapped)[instance.header.data_offset :]
+                status = association.store(instance.header.sop_instance_uid, instance.context, data)
+        except (FileRejected, UnreadableInput, OSError) as error:
+            unread(self.delivery, instance.file, error)
             return
-        except UnreadableInput as error:
-            raise AssociationAborted(
-                str(error)
-            ) from error  # opened again, it is found to be changed
         self.broke_in_a_row.clear()
         self._tell(instance, judge(status), len(data))
 
@@ -265,14 +272,16 @@ class _Sending:
                 threading.Event().wait(pause / 10)
 
 
-def _batch(instances: Sequence[Instance]) -> tuple[Sequence[Instance], list[Context]]:
-    """Return as many instances from the first on as one association can negotiate for, and its contexts."""
+def _batch(instances: Iterable[Instance]) -> tuple[int, list[Context]]:
+    """Return how many instances, from the first on, one association can negotiate for, and its contexts."""
     contexts: dict[Context, None] = {}
-    for count, instance in enumerate(instances):
+    count = 0
+    for instance in instances:
         if instance.context not in contexts and len(contexts) == CONTEXT_LIMIT:
-            return instances[:count], list(contexts)
+            break
         contexts[instance.context] = None
-    return instances, list(contexts)
+        count += 1
+    return count, list(contexts)
 
 
 def _named(uid: str) -> str:

@@ -4,11 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 from clara_results.agents.dicom.part10 import DicomUnreadable, Header, NotForReceivers, read_header
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.domain.tasks import Outcome
+from clara_results.errors import UnreadableInput
 from clara_results.wire.tasks import FileOutcome, ResultFile
 
 CHUNK = 1 << 20
@@ -24,6 +26,10 @@ _LATER = (
 """Classes that refer to others come after what they refer to: the first prefix that fits tells the place."""
 
 
+Stamp = tuple[int, int]
+"""A file's size in bytes, and its time of last change in nanoseconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """An instance that is to be sent.
@@ -31,12 +37,12 @@ class Instance:
     Attributes:
         file: Its file, as registered.
         header: What is known of it.
-        size: Bytes of its file.
+        stamp: Its file's size and time when that was read; another stamp, another file.
     """
 
     file: ResultFile
     header: Header
-    size: int
+    stamp: Stamp
 
     @property
     def context(self) -> tuple[str, str]:
@@ -58,6 +64,21 @@ def plan(delivery: Delivery) -> list[Instance]:
     found = list(_readable(delivery))
     rest = _of_one_patient(delivery, found)
     return sorted(_distinct(delivery, rest), key=_place)
+
+
+def check_unchanged(file: BinaryIO, instance: Instance) -> None:
+    """Check that an instance's file, opened again, is what was read when the sending was planned.
+
+    Raises:
+        FileRejected: It is not.
+    """
+    if _stamp(file) != instance.stamp:
+        raise FileRejected("the file changed between being read and being sent")
+
+
+def _stamp(file: BinaryIO) -> Stamp:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def data_set_digest(file: BinaryIO, header: Header) -> bytes:
@@ -82,9 +103,14 @@ def reject(delivery: Delivery, file: ResultFile, code: str, message: str, uid: s
     )
 
 
-def unopened(delivery: Delivery, file: ResultFile, error: FileRejected) -> None:
-    """Tell that a file is not there (it may come) or is not what was registered (it won't be again)."""
-    outcome = Outcome.RETRY if error.code == "missing-file" else Outcome.REJECTED
+def unread(
+    delivery: Delivery, file: ResultFile, error: FileRejected | UnreadableInput | OSError
+) -> None:
+    """Tell that a file is not what was registered (it won't be again), or can't be read (it may be, later)."""
+    if isinstance(error, OSError):
+        error = UnreadableInput(f"the file can't be read: {error.strerror or error}")
+    changed = isinstance(error, FileRejected) and error.code != "missing-file"
+    outcome = Outcome.REJECTED if changed else Outcome.RETRY
     delivery.told(FileOutcome(uri=file.uri, outcome=outcome, code=error.code, message=str(error)))
 
 
@@ -93,15 +119,10 @@ def _readable(delivery: Delivery) -> Iterator[Instance]:
         delivery.checkpoint()
         try:
             with delivery.open(file) as opened:
-                number = opened.fileno()
-                size = os.fstat(number).st_size
-                header = read_header(
-                    lambda count, offset, number=number: os.pread(number, count, offset),  # type: ignore[misc]
-                    size,
-                    file.uri,
-                )
-        except FileRejected as error:
-            unopened(delivery, file, error)
+                now = _stamp(opened)
+                header = read_header(partial(os.pread, opened.fileno()), now[0], file.uri)
+        except (FileRejected, OSError) as error:
+            unread(delivery, file, error)
         except NotForReceivers as error:
             delivery.told(
                 FileOutcome(
@@ -112,7 +133,7 @@ def _readable(delivery: Delivery) -> Iterator[Instance]:
             reject(delivery, file, error.code, str(error))
         else:
             if _says_the_same(delivery, file, header):
-                yield Instance(file, header, size)
+                yield Instance(file, header, now)
 
 
 def _says_the_same(delivery: Delivery, file: ResultFile, header: Header) -> bool:
@@ -161,44 +182,56 @@ def _of_one_patient(delivery: Delivery, instances: list[Instance]) -> list[Insta
 
 
 def _distinct(delivery: Delivery, instances: Iterable[Instance]) -> Iterator[Instance]:
-    """Pass each SOP Instance UID once: the same again is skipped, another object under it is rejected."""
-    first: dict[str, Instance] = {}
+    """Pass each SOP Instance UID once."""
+    by_uid: dict[str, list[Instance]] = {}
     for instance in instances:
-        uid = instance.header.sop_instance_uid
-        known = first.setdefault(uid, instance)
-        if known is instance:
-            yield instance
-        elif _same(delivery, known, instance):
-            delivery.told(
-                FileOutcome(
-                    uri=instance.file.uri,
-                    outcome=Outcome.SKIPPED,
-                    code="duplicate-instance",
-                    message="another file of the task holds the very same instance",
-                    sop_instance_uid=uid,
-                )
-            )
+        by_uid.setdefault(instance.header.sop_instance_uid, []).append(instance)
+    for alike in by_uid.values():
+        if len(alike) == 1:
+            yield alike[0]
         else:
+            yield from _of_one_content(delivery, sorted(alike, key=lambda one: one.file.uri))
+
+
+def _of_one_content(delivery: Delivery, alike: list[Instance]) -> Iterator[Instance]:
+    """Pass one of the files that share a SOP Instance UID and skip the rest, if they hold the same.
+
+    If not, all are rejected: nobody can tell which one the UID is meant for, and the receiver would keep one and
+    lose the others without a word. That holds as well when a person has the task tried again.
+    """
+    contents = {}
+    for instance in alike:
+        try:
+            with delivery.open(instance.file) as opened:
+                check_unchanged(opened, instance)
+                contents[instance] = instance.context, data_set_digest(opened, instance.header)
+        except (FileRejected, OSError) as error:
+            unread(delivery, instance.file, error)
+    uid = alike[0].header.sop_instance_uid
+    if len(set(contents.values())) > 1:
+        for instance in contents:
             reject(
                 delivery,
                 instance.file,
                 "uid-reused",
-                f"another file of the task has SOP Instance UID {uid} too, with other content",
+                f"{len(contents)} files of the task have SOP Instance UID {uid}, with different "
+                "content; none of them is sent",
                 uid,
             )
-
-
-def _same(delivery: Delivery, one: Instance, other: Instance) -> bool:
-    if one.context != other.context:
-        return False
-    digests = []
-    for instance in (one, other):
-        try:
-            with delivery.open(instance.file) as opened:
-                digests.append(data_set_digest(opened, instance.header))
-        except FileRejected:
-            return False  # whichever it is, it is told when its turn comes
-    return digests[0] == digests[1]
+        return
+    for index, instance in enumerate(contents):
+        if index == 0:
+            yield instance
+            continue
+        delivery.told(
+            FileOutcome(
+                uri=instance.file.uri,
+                outcome=Outcome.SKIPPED,
+                code="duplicate-instance",
+                message="another file of the task holds the very same instance",
+                sop_instance_uid=uid,
+            )
+        )
 
 
 def _place(instance: Instance) -> tuple[int, str, int, str, int, str]:
