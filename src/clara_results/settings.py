@@ -92,6 +92,22 @@ class Settings:
     give_up: float = _setting(
         259200.0, "seconds for which a destination may be unavailable before its tasks fail", least=0.0
     )  # fmt: skip
+    retention: float = _setting(
+        28_800.0, "seconds after a payload's last use for which uploaded files are kept once all its tasks "
+        "are Succeeded; 0: for ever", least=0.0
+    )  # fmt: skip
+    retention_failed: float = _setting(
+        604_800.0, "the same for a payload with a Failed or Canceled task", least=0.0
+    )
+    own_payloads: bool = _setting(
+        False, "remove files in place too, and with them the payload's whole folder"
+    )
+    keep_tasks: float = _setting(
+        7_776_000.0, "seconds for which finished tasks stay to be read; 0: for ever", least=0.0
+    )
+    disk_low: int = _setting(
+        1 << 30, "bytes of the payloads' disk that uploads leave free; 0: none", least=0, most=1 << 60
+    )  # fmt: skip
     lease: int = _setting(60, "seconds of an agent's lease on a task", least=1, most=86_400)
     parallel: int = _setting(4, "tasks that an agent delivers side by side", least=1, most=100)
     ae_title: str = _setting("ClaraSCU", "the DICOM agent's calling AE title, and its agent name")

@@ -121,6 +121,14 @@ class FolderStore:
         """
         self.clear(self.set_aside(payload_id))
 
+    def require(self, payload_id: str) -> None:
+        """Check that there is a payload.
+
+        Raises:
+            NotFound: There is none.
+        """
+        self._payload(payload_id)
+
     def set_aside(self, payload_id: str, uris: Iterable[str] | None = None) -> Path:
         """Take files out of a payload, quickly; ``clear`` then removes them. Folders that get empty go too.
 

@@ -17,8 +17,10 @@ from clara_results.errors import ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
 from clara_results.service.access import Access
+from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
+from clara_results.service.retention import Retention, Rules, period
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
@@ -50,7 +52,8 @@ class Engine:
             ServiceUnavailable: The database can't be used.
         """
         self.clock = clock or SystemClock()
-        self.payloads = FolderStore(settings.payload_folder)
+        self.payloads = FolderStore(settings.payload_folder, settings.disk_low)
+        self.retention = Retention(self.clock, self.payloads, Rules.of(settings))
         self.wakeups = Wakeups(asyncio.get_running_loop())
         policy = RetryPolicy(
             first_delay=timedelta(seconds=settings.retry_delay),
@@ -58,8 +61,8 @@ class Engine:
             give_up=timedelta(seconds=settings.give_up),
             random=random.random,
         )
-        self.queue = Queue(self.clock, policy)
-        self.registrar = Registrar(self.queue, self.clock, settings.max_retries)
+        self.queue = Queue(self.clock, policy, self.retention)
+        self.registrar = Registrar(self.queue, self.retention, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
         migrate(self._database.engine)
         self._database.start(self.wakeups.wake, lambda _happened: None)
@@ -74,6 +77,15 @@ class Engine:
         self.closing = threading.Event()
         self._rescuer = threading.Thread(target=self._rescue, name="rescue", daemon=True)
         self._rescuer.start()
+        self.pruner = Pruner(
+            self._database,
+            self.retention,
+            self.payloads,
+            self.clock,
+            period(settings.keep_tasks),
+            self.closing,
+        )
+        self.pruner.start()
 
     async def read(self, operation: Callable[[sa.Connection], T]) -> T:
         """Run an operation on a snapshot of the database."""
@@ -153,6 +165,7 @@ class Engine:
         """End all threads, after what was begun has been done."""
         self.end_waiting()
         self._rescuer.join()
+        self.pruner.join()
         self._database.close()
 
     def _rescue(self) -> None:

@@ -4,10 +4,11 @@ Every method runs in one write transaction. A task's next state comes from ``dom
 and is written under the state and attempt that were read.
 """
 
+import contextlib
 import json
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,6 +28,7 @@ from clara_results.errors import (
     NotFound,
 )
 from clara_results.service import history, lanes, views
+from clara_results.service.retention import Retention
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
@@ -74,15 +76,17 @@ class _Ending:
 class Queue:
     """The tasks of one database."""
 
-    def __init__(self, clock: Clock, policy: RetryPolicy) -> None:
+    def __init__(self, clock: Clock, policy: RetryPolicy, retention: Retention) -> None:
         """Make a queue.
 
         Args:
             clock: The time.
             policy: How failures are repeated.
+            retention: Keeps the files of tasks that people send again.
         """
         self._clock = clock
         self._policy = policy
+        self._retention = retention
 
     # Agents
 
@@ -221,16 +225,19 @@ class Queue:
         Raises:
             NotFound: There is no such task.
             IllegalTransition: It is not Failed, or a newer registration has superseded it.
+            Gone: Files that it is to send are no more (``payload-gone``).
         """
         return self._retry(transaction, self._found(transaction.connection, task_id, lock=True))
 
     def retry_all(self, transaction: Transaction, which: TaskFilter) -> int:
-        """Put the Failed tasks of a filter back to Pending; return how many."""
-        rows = self._matching(transaction.connection, which, (State.FAILED,))
-        chosen = [row for row in rows if row.superseded_by is None]
-        for row in chosen:
-            self._retry(transaction, row)
-        return len(chosen)
+        """Put the Failed tasks of a filter back to Pending, except those whose files are no more; return how many."""
+        changed = 0
+        for row in self._matching(transaction.connection, which, (State.FAILED,)):
+            if row.superseded_by is None:
+                with contextlib.suppress(Gone):
+                    self._retry(transaction, row)
+                    changed += 1
+        return changed
 
     def cancel(self, transaction: Transaction, task_id: str) -> Task:
         """Cancel an unfinished task; whoever holds it loses its lease.
@@ -251,20 +258,13 @@ class Queue:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
         return len(rows)
 
-    def redeliver(
-        self,
-        transaction: Transaction,
-        task_id: str,
-        body: Redelivery,
-        present: Callable[[str, str], bool],
-    ) -> Task:
+    def redeliver(self, transaction: Transaction, task_id: str, body: Redelivery) -> Task:
         """Make a new task that sends all files of a finished one again.
 
         Args:
             transaction: Where to write.
             task_id: The finished task.
             body: Where to, if elsewhere.
-            present: Tells by payload id and URI whether a file is still there.
 
         Raises:
             NotFound: There is no such task.
@@ -278,13 +278,7 @@ class Queue:
                 f"task {task_id} is {row.state}; cancel it, or wait for its end"
             )
         uris = [file.uri for file in store.files_page(connection, row.id, None, -1, 1 << 31)]
-        gone = [uri for uri in uris if not present(row.payload_id, uri)]
-        if gone:
-            raise Gone(
-                f"{len(gone)} of {len(uris)} files of payload {row.payload_id} are no more, the first "
-                f"{gone[0]!r}; run the pipeline again",
-                code="payload-gone",
-            )
+        self._retention.keep(connection, row.payload_id, uris, removed=True)
         registration = store.insert_registration(
             connection,
             {"body_sha256": "", "scope_sha256": f"redelivery of {row.task_id}", "created_at": now},
@@ -458,6 +452,7 @@ class Queue:
                 code="superseded",
             )
         decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
+        self._retention.keep(connection, row.payload_id, store.undelivered(connection, row.id))
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
         values = self._decided(decision, now) | self._count(connection, row.id)
         self._move(transaction, row, values)

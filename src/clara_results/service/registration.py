@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from clara_results.domain import names
@@ -18,8 +19,9 @@ from clara_results.errors import (
     NotFound,
 )
 from clara_results.payloads import StoredFile
-from clara_results.service import views
+from clara_results.service import history, views
 from clara_results.service.queue import Queue, count_columns, new_task_id
+from clara_results.service.retention import Retention
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
@@ -28,6 +30,8 @@ from clara_results.wire.tasks import Registered, Registration, ResultFile
 FILE_LIMIT = 100_000
 DATA_LIMIT = 1 << 20
 """Bytes of ``data`` as JSON."""
+DEPTH_LIMIT = 100
+"""Arrays and objects within each other in ``data``."""
 ELEMENT_LIMIT = 1000
 ROW_LIMIT = 1_000_000
 """Elements times files: what one transaction may write."""
@@ -52,15 +56,17 @@ class Accepted:
 class Registrar:
     """Takes registrations."""
 
-    def __init__(self, queue: Queue, clock: Clock, max_retries: int) -> None:
+    def __init__(self, queue: Queue, retention: Retention, clock: Clock, max_retries: int) -> None:
         """Make a registrar.
 
         Args:
             queue: Where tasks go.
+            retention: Keeps their files.
             clock: The time.
             max_retries: Retries of a task whose registration does not say.
         """
         self._queue = queue
+        self._retention = retention
         self._clock = clock
         self._max_retries = max_retries
 
@@ -92,6 +98,7 @@ class Registrar:
         Raises:
             InvalidInput: The key is too long.
             Conflict: The key came before with another body (``key-reused``).
+            Gone: Retention has removed some of the files (``payload-gone``).
         """
         connection = transaction.connection
         if key is not None and not 1 <= len(key) <= KEY_LIMIT:
@@ -120,6 +127,7 @@ class Registrar:
         )
         older = store.older_of_scope(connection, scope, registration) if key is not None else []
         self._insert_tasks(transaction, registration, body, older)
+        self._retention.keep(connection, body.payload_id, (file.uri for file in _files(body)))
         rows = store.by_registration(connection, registration)
         return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=True)
 
@@ -158,7 +166,13 @@ class Registrar:
                 | count_columns(Counts(pending=len(files))),
             )
             store.insert_files(connection, [asdict(file) | {"task": task, "position": position, "outcome": Outcome.PENDING} for position, file in enumerate(files)])  # fmt: skip
-            store.insert_history(connection, task, now, "registered")
+            history.note(
+                transaction,
+                history.Entry(
+                    task=task, agent=agent, destination=_destination(value), at=now,
+                    event="registered", state=State.PENDING,
+                ),
+            )  # fmt: skip
             for row in replaced:
                 self._queue.supersede(transaction, row, task_id)
         transaction.pending_for.add(agent)
@@ -183,7 +197,11 @@ def _task_values(body: Registration, task_id: str, element: Any) -> dict[str, An
 
 
 def _destination(element: Any) -> str:
-    return names.name_key(element) if isinstance(element, str) else ""
+    """Return the key of the destination that an element names; empty where none can have such a name."""
+    try:
+        return names.name_key(names.destination_name(element)) if isinstance(element, str) else ""
+    except InvalidInput:
+        return ""
 
 
 def _files(body: Registration) -> list[ResultFile]:
@@ -199,18 +217,22 @@ def _faults(body: Registration) -> Iterator[FieldError]:
     yield from _fault("agent", names.agent_name, body.agent)
     yield from _fault("payloadId", names.payload_id, body.payload_id)
     for field, value in (("jobId", body.job_id), ("pipelineId", body.pipeline_id), ("operator", body.operator)):  # fmt: skip
-        if value is not None and (not 1 <= len(value) <= ID_LIMIT or not value.isprintable()):
-            yield FieldError(field, f"has 1 to {ID_LIMIT} printable characters")
+        if value is not None and not _plain(value):
+            yield FieldError(field, _PLAIN)
     if not -100 <= body.priority <= 100:
         yield FieldError("priority", f"{body.priority} is not within -100 to 100")
     if body.max_retries is not None and not 0 <= body.max_retries <= 1000:
         yield FieldError("maxRetries", f"{body.max_retries} is not within 0 to 1000")
-    if body.not_before is not None and body.not_before.tzinfo is None:
-        yield FieldError(
-            "notBefore", "a time with its offset from UTC, such as 2026-11-22T08:30:00Z"
-        )
+    yield from _time_fault("notBefore", body.not_before)
     yield from _data_faults(body)
     yield from _file_faults(body)
+
+
+def _plain(value: str) -> bool:
+    return 1 <= len(value) <= ID_LIMIT and value.isprintable()
+
+
+_PLAIN = f"has 1 to {ID_LIMIT} printable characters"
 
 
 def _data_faults(body: Registration) -> Iterator[FieldError]:
@@ -220,8 +242,42 @@ def _data_faults(body: Registration) -> Iterator[FieldError]:
         yield FieldError(
             "data", f"an array of 1 to {ELEMENT_LIMIT} elements, or left out: one task without"
         )
-    if len(json.dumps(body.data)) > DATA_LIMIT:
+    if _deep(body.data):
+        yield FieldError("data", f"more than {DEPTH_LIMIT} arrays and objects within each other")
+        return
+    try:
+        size = len(json.dumps(body.data, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        yield FieldError(
+            "data", "a number that is none (NaN, Infinity), or a lone surrogate in text"
+        )
+        return
+    if size > DATA_LIMIT:
         yield FieldError("data", f"more than {DATA_LIMIT} bytes of JSON")
+
+
+def _deep(value: Any) -> bool:
+    layer = [value]
+    for _ in range(DEPTH_LIMIT):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(value, list | dict) for value in layer)
+
+
+def _time_fault(field: str, moment: datetime | None) -> Iterator[FieldError]:
+    if moment is None:
+        return
+    if moment.tzinfo is None:
+        yield FieldError(field, "a time with its offset from UTC, such as 2026-11-22T08:30:00Z")
+        return
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        yield FieldError(field, "a time in the years 1 to 9999 of UTC")
 
 
 def _file_faults(body: Registration) -> Iterator[FieldError]:
@@ -247,8 +303,9 @@ def _file_faults(body: Registration) -> Iterator[FieldError]:
             yield FieldError(f"{listed}[{index}].size", f"{file.size} is not a number of bytes")
         if file.sha256 is not None and (len(file.sha256) != 64 or set(file.sha256) - _SHA256):
             yield FieldError(f"{listed}[{index}].sha256", "64 lower-case hex digits")
-        if file.modified is not None and file.modified.tzinfo is None:
-            yield FieldError(f"{listed}[{index}].modified", "a time with its offset from UTC")
+        yield from _time_fault(f"{listed}[{index}].modified", file.modified)
+        if file.media_type is not None and not _plain(file.media_type):
+            yield FieldError(f"{listed}[{index}].mediaType", _PLAIN)
 
 
 def _fault(field: str, check: Callable[[str], str], value: str) -> Iterator[FieldError]:
@@ -260,11 +317,12 @@ def _fault(field: str, check: Callable[[str], str], value: str) -> Iterator[Fiel
 
 def _verify(body: Registration, stat: Callable[[str, str], StoredFile]) -> None:
     faults = []
+    where = "files[{}].uri" if body.files is not None else "uris[{}]"
     for index, file in enumerate(_files(body)):
         try:
             there = stat(body.payload_id, file.uri)
         except NotFound as error:
-            faults.append(FieldError(f"files[{index}].uri", str(error)))
+            faults.append(FieldError(where.format(index), str(error)))
             continue
         if file.size is not None and there.size != file.size:
             faults.append(FieldError(f"files[{index}].size", f"{file.uri!r} has {there.size} bytes there, not {file.size}"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Statements on destinations, agent processes and uploads. One function a statement."""
+"""Statements on destinations and agent processes. One function a statement."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from clara_results.store.schema import agents, destinations, uploads
+from clara_results.store.schema import agents, destinations
 
 Row = sa.Row[*tuple[Any, ...]]
 
@@ -60,20 +60,3 @@ def agents_since(connection: sa.Connection, since: datetime) -> Sequence[Row]:
     """Return the agent processes seen since a moment, by name."""
     found = sa.select(agents).where(agents.c.last_seen_at >= since)
     return connection.execute(found.order_by(agents.c.agent, agents.c.instance)).all()
-
-
-def upload(connection: sa.Connection, payload_id: str, uri: str) -> Row | None:
-    """Return what is known of an uploaded file."""
-    found = sa.select(uploads).where(uploads.c.payload_id == payload_id, uploads.c.uri == uri)
-    return connection.execute(found).one_or_none()
-
-
-def insert_upload(connection: sa.Connection, values: Mapping[str, Any]) -> None:
-    """Note an uploaded file; one that is known already stays as it is."""
-    if upload(connection, values["payload_id"], values["uri"]) is None:
-        connection.execute(uploads.insert().values(**values))
-
-
-def delete_uploads(connection: sa.Connection, payload_id: str) -> None:
-    """Forget all uploaded files of a payload."""
-    connection.execute(uploads.delete().where(uploads.c.payload_id == payload_id))

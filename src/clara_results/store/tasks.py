@@ -51,18 +51,9 @@ def copy_files(connection: sa.Connection, from_task: int, to_task: int) -> None:
     connection.execute(files.insert().from_select(["task", *carried, "outcome"], chosen))
 
 
-def insert_history(
-    connection: sa.Connection,
-    task: int,
-    at: datetime,
-    event: str,
-    attempt: int | None = None,
-    message: str | None = None,
-) -> None:
+def insert_history(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Note what happened to a task."""
-    connection.execute(
-        history.insert().values(task=task, at=at, event=event, attempt=attempt, message=message)
-    )
+    connection.execute(history.insert().values(**values))
 
 
 def last_turn(connection: sa.Connection, agent: str, job_id: str) -> int:
@@ -163,6 +154,12 @@ def open_files(connection: sa.Connection, task: int) -> Sequence[Row]:
         files.c.uri, files.c.size, files.c.modified, files.c.sha256, files.c.media_type
     ).where(files.c.task == task, files.c.outcome.in_(OPEN))
     return connection.execute(found.order_by(files.c.position)).all()
+
+
+def undelivered(connection: sa.Connection, task: int) -> Sequence[str]:
+    """Return the URIs of a task's files that the receiver does not have, in the order of registration."""
+    found = sa.select(files.c.uri).where(files.c.task == task, files.c.outcome != Outcome.DELIVERED)
+    return connection.scalars(found.order_by(files.c.position)).all()
 
 
 def unknown_uris(connection: sa.Connection, task: int, uris: Sequence[str]) -> list[str]:
@@ -318,12 +315,3 @@ def unfinished_by_destination(connection: sa.Connection) -> dict[tuple[str, str]
     )
     rows = connection.execute(found.group_by(tasks.c.destination, tasks.c.state)).all()
     return {(destination, state): number for destination, state, number in rows}
-
-
-def payload_in_use(connection: sa.Connection, payload_id: str) -> bool:
-    """Tell whether an unfinished task needs a payload's files."""
-    found = sa.select(tasks.c.id).where(
-        tasks.c.payload_id == payload_id,
-        tasks.c.state.in_([State.PENDING, State.IN_PROGRESS]),
-    )
-    return connection.execute(found.limit(1)).one_or_none() is not None

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import os
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
@@ -14,11 +15,10 @@ from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep, answer
 from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
-from clara_results.errors import Conflict, InvalidInput
+from clara_results.errors import ClaraResultsError, Gone, InvalidInput, NotFound
 from clara_results.payloads import Upload
-from clara_results.store import destinations as upload_store
-from clara_results.store import tasks as task_store
-from clara_results.store.database import Transaction
+from clara_results.service.engine import Engine
+from clara_results.store import retention as store
 from clara_results.wire.payloads import Payload, PayloadFile
 
 router = APIRouter(tags=["Payloads"], route_class=GuardedRoute)
@@ -39,37 +39,34 @@ async def put(
     payload_id: str,
     uri: str,
     content_digest: Annotated[str | None, Header(description="RFC 9530, sha-256")] = None,
+    content_length: Annotated[int, Header(ge=0, include_in_schema=False)] = 0,
 ) -> Response:
     """Upload a file: written aside, checked, then put in place in one step."""
     wanted = _sha256(content_digest)
-    with await asyncio.to_thread(engine.payloads.receive, payload_id, uri) as upload:
+    receive = partial(engine.payloads.receive, payload_id, uri, content_length)
+    with await asyncio.to_thread(receive) as upload:
         await _take(request, upload)
         if wanted is not None and upload.sha256 != wanted:
             raise InvalidInput(
                 f"{upload.size} bytes came whose SHA-256 is not that of Content-Digest; send them again",
                 code="digest-mismatch",
             )
-        new = await asyncio.to_thread(upload.commit)
-        size, sha256 = upload.size, upload.sha256
-    values = {
-        "payload_id": payload_id,
-        "uri": uri,
-        "size": size,
-        "sha256": sha256,
-        "created_at": engine.clock.now(),
-    }
-    await engine.write(lambda tx: upload_store.insert_upload(tx.connection, values))
+        new = await _put_in_place(engine, payload_id, uri, upload)
+        sha256 = upload.sha256
     there = await asyncio.to_thread(engine.payloads.stat, payload_id, uri)
     body = PayloadFile(uri=uri, size=there.size, modified=there.modified)
     return answer(PayloadFile, body, 201 if new else 200, {"ETag": f'"{sha256}"'})
 
 
-@router.api_route(FILE, methods=["GET", "HEAD"], response_class=FileResponse, responses=_CONTENT | documented(404))  # fmt: skip
+@router.api_route(FILE, methods=["GET", "HEAD"], response_class=FileResponse, responses=_CONTENT | documented(404, 410))  # fmt: skip
 async def get(engine: EngineDep, payload_id: str, uri: str) -> Response:
     """Download a file (``Range`` allowed)."""
-    file = await asyncio.to_thread(engine.payloads.open, payload_id, uri)
+    try:
+        file = await asyncio.to_thread(engine.payloads.open, payload_id, uri)
+    except NotFound as error:
+        raise await _gone(engine, payload_id, error) from error
     status = os.fstat(file.fileno())
-    known = await engine.read(lambda connection: upload_store.upload(connection, payload_id, uri))
+    known = await engine.read(partial(store.upload, payload_id=payload_id, uri=uri))
     tag = known.sha256 if known is not None else f"{status.st_size:x}-{status.st_mtime_ns:x}"
     return FileResponse(
         f"/proc/self/fd/{file.fileno()}",  # the very file that was opened, not its name again
@@ -80,10 +77,13 @@ async def get(engine: EngineDep, payload_id: str, uri: str) -> Response:
     )
 
 
-@router.get("/api/payloads/{payload_id}", response_model=Payload, responses=documented(404))
+@router.get("/api/payloads/{payload_id}", response_model=Payload, responses=documented(404, 410))
 async def listing(engine: EngineDep, payload_id: str) -> Response:
     """List a payload's files by URI."""
-    files = await asyncio.to_thread(engine.payloads.files, payload_id)
+    try:
+        files = await asyncio.to_thread(engine.payloads.files, payload_id)
+    except NotFound as error:
+        raise await _gone(engine, payload_id, error) from error
     shown = [PayloadFile(uri=f.uri, size=f.size, modified=f.modified) for f in files]
     return answer(Payload, Payload(payload_id=payload_id, files=shown))
 
@@ -92,18 +92,43 @@ async def listing(engine: EngineDep, payload_id: str) -> Response:
 async def delete(engine: EngineDep, payload_id: str) -> Response:
     """Remove a payload that no unfinished task needs."""
     name = names.payload_id(payload_id)
-
-    def remove(transaction: Transaction) -> None:
-        # Within the transaction: no task can be registered on it between the look and the removal.
-        if task_store.payload_in_use(transaction.connection, name):
-            raise Conflict(
-                f"unfinished tasks need payload {name}; cancel them first", code="payload-in-use"
-            )
-        upload_store.delete_uploads(transaction.connection, name)
-        engine.payloads.delete(name)
-
-    await engine.write(remove)
+    await asyncio.to_thread(engine.payloads.require, name)
+    await engine.write(partial(engine.retention.mark, payload_id=name))
+    aside = await engine.write(partial(engine.retention.take, payload_id=name))
+    await asyncio.to_thread(engine.payloads.clear, aside)
     return Response(status_code=204)
+
+
+async def _put_in_place(engine: Engine, payload_id: str, uri: str, upload: Upload) -> bool:
+    """Commit an upload so that retention knows of it whenever it is there; say whether it is new."""
+    look = partial(store.upload, payload_id=payload_id, uri=uri)
+    known = await engine.read(look)
+    if known is None and await asyncio.to_thread(engine.payloads.holds, payload_id, uri):
+        return await asyncio.to_thread(upload.commit)  # the platform's file, and it stays that
+    note = partial(
+        engine.retention.note_upload,
+        payload_id=payload_id,
+        uri=uri,
+        size=upload.size,
+        sha256=upload.sha256,
+    )
+    await engine.write(partial(note, in_place=False))
+    new = await asyncio.to_thread(upload.commit)
+    known = await engine.read(look)
+    if known is None or (new and known.sha256 != upload.sha256):
+        await engine.write(partial(note, in_place=True))
+    return new
+
+
+async def _gone(engine: Engine, payload_id: str, error: NotFound) -> ClaraResultsError:
+    """Return what to say of something that is not there: that it was removed, if so."""
+    removed_at = await engine.read(partial(store.removed_at, payload_id=payload_id))
+    if removed_at is None:
+        return error
+    return Gone(
+        f"{error}: files of payload {payload_id} were removed on {removed_at:%Y-%m-%d at %H:%M} UTC",
+        code="payload-gone",
+    )
 
 
 async def _take(request: Request, upload: Upload) -> None:

@@ -47,7 +47,7 @@ class FailureBody(FailureReport):
     retry_later: Annotated[bool, Field(validation_alias=AliasChoices("RetryLater", "retryLater"))]
 
 
-@router.post("/api/tasks", status_code=201, response_model=Registered, responses=_AGAIN | documented(409, 413))  # fmt: skip
+@router.post("/api/tasks", status_code=201, response_model=Registered, responses=_AGAIN | documented(409, 410, 413))  # fmt: skip
 async def register(
     engine: EngineDep,
     body: Registration,
@@ -185,7 +185,7 @@ async def cancel_all(engine: EngineDep, body: TaskFilter) -> Response:
     return answer(Changed, Changed(changed=changed))
 
 
-@router.post("/api/tasks/{task_id}/retry", response_model=Task, responses=documented(404, 409))
+@router.post("/api/tasks/{task_id}/retry", response_model=Task, responses=documented(404, 409, 410))
 async def retry(engine: EngineDep, task_id: UUID) -> Response:
     """Put a Failed task back to Pending; files already delivered stay delivered."""
     return answer(Task, await engine.write(lambda tx: engine.queue.retry(tx, str(task_id))))
@@ -201,15 +201,7 @@ async def cancel(engine: EngineDep, task_id: UUID) -> Response:
 async def redeliver(engine: EngineDep, task_id: UUID, body: Redelivery | None = None) -> Response:
     """Send all files of a finished task once more, as a new task."""
     wanted = body or Redelivery()
-
-    def present(payload_id: str, uri: str) -> bool:
-        try:
-            engine.payloads.stat(payload_id, uri)
-        except NotFound:
-            return False
-        return True
-
-    made = await engine.write(lambda tx: engine.queue.redeliver(tx, str(task_id), wanted, present))
+    made = await engine.write(lambda tx: engine.queue.redeliver(tx, str(task_id), wanted))
     return answer(Task, made, 201)
 
 
