@@ -9,7 +9,7 @@ import uvicorn
 
 from clara_results import __version__
 from clara_results.api.app import create_app
-from clara_results.errors import InvalidInput
+from clara_results.errors import ClaraResultsError, InvalidInput
 from clara_results.service import access
 from clara_results.service.engine import Engine
 from clara_results.settings import Settings
@@ -26,7 +26,8 @@ def run(settings: Settings) -> bool:
     """Serve until asked to end; say whether the service ever was ready.
 
     Raises:
-        InvalidInput: The address can't be listened on, or not by everyone who reaches it.
+        InvalidInput: The address can't be listened on, or not by everyone who reaches it; or another service has
+            the database.
         ServiceUnavailable: The database can't be used.
     """
     _check_access(settings)
@@ -35,6 +36,8 @@ def run(settings: Settings) -> bool:
     shown = f"[{host}]" if ":" in host else host
     server = _Server(settings, f"{READY_LINE}http://{shown}:{port} (version {__version__})")
     server.run(sockets=[listening])
+    if server.fault is not None:
+        raise server.fault
     return server.started
 
 
@@ -45,7 +48,8 @@ class _Server(uvicorn.Server):
         self._settings = settings
         self._ready_line = ready_line
         self._engine: Engine | None = None
-        app = create_app(self._open, _test_destination)
+        self.fault: ClaraResultsError | None = None
+        app = create_app(self._opened, _test_destination)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -57,12 +61,20 @@ class _Server(uvicorn.Server):
             )
         )
 
-    def _open(self) -> Engine:
-        self._engine = Engine(self._settings)
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the application starts before its server")
         return self._engine
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve."""
+        """Begin to serve; if that can't be, ``fault`` says why."""
+        try:
+            # Not by the application, whose failure uvicorn would tell by a traceback.
+            self._engine = Engine(self._settings)
+        except ClaraResultsError as error:
+            self.fault = error
+            self.should_exit = True
+            return
         await super().startup(sockets)
         if self.started:
             typer.echo(self._ready_line)

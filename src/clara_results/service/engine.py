@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from clara_results.domain.clock import Clock, SystemClock
 from clara_results.domain.transitions import RetryPolicy
-from clara_results.errors import ServiceUnavailable
+from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
 from clara_results.service.access import Access
@@ -49,6 +49,7 @@ class Engine:
             clock: The time; None: the machine's.
 
         Raises:
+            InvalidInput: Another service process works on the database, and it can't be shared.
             ServiceUnavailable: The database can't be used.
         """
         self.clock = clock or SystemClock()
@@ -64,8 +65,12 @@ class Engine:
         self.queue = Queue(self.clock, policy, self.retention)
         self.registrar = Registrar(self.queue, self.retention, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
-        migrate(self._database.engine)
-        self._database.start(self.wakeups.wake, lambda _happened: None)
+        try:
+            self._database.start(self.wakeups.wake, lambda _happened: None)
+            migrate(self._database.engine)
+        except ClaraResultsError:
+            self._database.close()
+            raise
         self.access = Access(
             self.read,
             self.write,

@@ -5,6 +5,8 @@ them after its commit (group commit): one fsync serves many. Reads have their ow
 never wait for the writer.
 """
 
+import fcntl
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from clara_results.errors import ClaraResultsError, ServiceUnavailable
+from clara_results.errors import ClaraResultsError, InvalidInput, ServiceUnavailable
 from clara_results.store.database import (
     READERS,
     OnHappened,
@@ -55,6 +57,8 @@ class SqliteDatabase:
             raise ServiceUnavailable(
                 f"the database's folder {path.parent} can't be made: {error}"
             ) from error
+        self._path = path
+        self._lock: int | None = None
         self._writer = _engine(url, "BEGIN IMMEDIATE", pool_size=1)
         self._reader = _engine(url, "BEGIN", pool_size=READERS)
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read")
@@ -73,7 +77,8 @@ class SqliteDatabase:
         return self._writer
 
     def start(self, on_pending: OnPending, on_happened: OnHappened) -> None:
-        """Begin to call ``on_pending`` and ``on_happened``."""
+        """Take the file for this service process, and begin to call ``on_pending`` and ``on_happened``."""
+        self._lock = _lock(self._path)
         self._on_pending = on_pending
         self._on_happened = on_happened
 
@@ -102,6 +107,9 @@ class SqliteDatabase:
         self._threads.shutdown()
         self._writer.dispose()
         self._reader.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write_all(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -161,6 +169,33 @@ def _in_savepoint(
     except Exception as error:  # noqa: BLE001  (a fault in one operation must not fail its neighbours)
         return None, error
     return result, None
+
+
+def _lock(path: Path) -> int:
+    """Lock a file beside the database; the kernel frees it when the process ends, however that comes about.
+
+    Raises:
+        InvalidInput: Another service process has it.
+        ServiceUnavailable: The file can't be made.
+    """
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServiceUnavailable(f"{beside} can't be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode(errors="replace") or "of unknown id"
+        os.close(lock)
+        raise InvalidInput(
+            f"{path} is in use: another Results Service (process {holder}) works on it. A SQLite file serves "
+            "one at a time: end the other, choose another --data, or use PostgreSQL for several",
+            code="database-in-use",
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
 
 
 def _engine(url: sa.URL, begin: str, pool_size: int) -> sa.Engine:
