@@ -3,6 +3,7 @@
 import json
 import mmap
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ REMEMBERED_TASKS = 1000
 """Tasks whose troublesome instances are remembered from one attempt to the next."""
 SHOWN = 200
 """Characters of unusable parameters that a message shows."""
+TICK = 0.1
+"""Seconds between the checkpoints of a pause."""
 QUICK_RELEASE = 1.0
 """Seconds for the receiver's part in a release when the agent must end, or has lost the task."""
 _OUTCOMES = {
@@ -64,7 +67,7 @@ class DicomExporter:
         self._destinations = destinations
         self._calling_ae_title = calling_ae_title
         self.settings = settings
-        self._clock = clock
+        self.clock = clock
         self._troubles: dict[str, Counter[str]] = {}
         self._lock = threading.Lock()
 
@@ -105,9 +108,9 @@ class DicomExporter:
             DestinationUnavailable: It can't be reached, refuses, or does not answer; the message says which.
         """
         peer = Peer.of(destination, self._calling_ae_title)
-        opened = connect(peer.host, peer.port, self.settings.connect, self._clock)
-        connection = PduConnection(opened, self.settings.dimse, self._clock)
-        return Association(connection, peer, contexts, self.settings, self._clock)
+        opened = connect(peer.host, peer.port, self.settings.connect, self.clock)
+        connection = PduConnection(opened, self.settings.dimse, self.clock)
+        return Association(connection, peer, contexts, self.settings, self.clock)
 
     def _destination(self, parameters: str | None) -> Destination:
         known = [item for item in self._destinations() if item.kind == "dicom"]
@@ -266,10 +269,11 @@ class _Sending:
     def _pause(self, instance: Instance) -> None:
         """Wait before an instance that broke its association is sent again with nothing else in between."""
         if self.left and self.left[0] is instance:
-            pause = self.exporter.settings.pause * self.breaks[instance.file.uri]
-            for _ in range(10):
+            clock, settings = self.exporter.clock, self.exporter.settings
+            end = clock.monotonic() + settings.pause * self.breaks[instance.file.uri]
+            while (left := end - clock.monotonic()) > 0:
                 self.delivery.checkpoint()
-                threading.Event().wait(pause / 10)
+                time.sleep(min(left, TICK))
 
 
 def _batch(instances: Iterable[Instance]) -> tuple[int, list[Context]]:
