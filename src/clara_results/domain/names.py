@@ -62,7 +62,7 @@ def file_uri(uri: str) -> str:
     """
     parts = uri.split("/")
     if not uri or len(uri) > URI_LIMIT:
-        raise UnsafeUri(f"a file's URI has 1 to {URI_LIMIT} characters; this one has {len(uri)}")
+        raise UnsafeUri(f"a safe URI has 1 to {URI_LIMIT} characters; this one has {len(uri)}")
     if any(part in {"", ".", ".."} for part in parts) or _DRIVE.match(uri):
         raise UnsafeUri(
             f"{uri!r} is not a safe URI: relative to the payload, '/'-separated, "
