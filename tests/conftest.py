@@ -28,6 +28,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -490,22 +491,20 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres(
-    require_tool: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Postgres]:
+def postgres(require_tool: Callable[[str], str]) -> Iterator[Postgres]:
     """Run a PostgreSQL server for this process's tests."""
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in [folder, *folder.parents[:3]]:
-        if parent.owner() == "root" and parent != Path("/tmp"):  # noqa: S108  (it is not ours)
-            parent.chmod(0o755)
-    inner = folder / "server"
-    inner.mkdir()
-    if os.environ.get("DATABASE_URL") is None:
-        server = Postgres(require_tool("initdb"), require_tool("postgres"), inner)
-    else:
-        server = Postgres(None, None, inner)
-    yield server
-    server.stop()
+    # Not below pytest's own folder: every session that starts takes that away from other users again.
+    with tempfile.TemporaryDirectory(prefix="clara-results-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        inner = folder / "server"
+        inner.mkdir()
+        if os.environ.get("DATABASE_URL") is None:
+            server = Postgres(require_tool("initdb"), require_tool("postgres"), inner)
+        else:
+            server = Postgres(None, None, inner)
+        yield server
+        server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
