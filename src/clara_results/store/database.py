@@ -13,6 +13,8 @@ from clara_results.errors import ServiceUnavailable
 
 T = TypeVar("T")
 READERS = 4
+_DISK_FULL = frozenset({"SQLITE_FULL", "53100"})
+"""What SQLite and PostgreSQL (as SQLSTATE) say of a full disk."""
 OnPending = Callable[[str], None]
 """Called from any thread with the name of an agent that has a task to claim."""
 OnHappened = Callable[[Sequence[Happening]], None]
@@ -62,6 +64,14 @@ class Database(Protocol):
         """
         ...
 
+    @property
+    def answers(self) -> bool:
+        """Whether the database has answered anything within the last seconds.
+
+        A server that hangs makes who waits for it wait as well: this tells them not to.
+        """
+        ...
+
     def close(self) -> None:
         """End all threads, after what already waits has been done."""
         ...
@@ -103,8 +113,20 @@ def away(error: sa.exc.SQLAlchemyError) -> ServiceUnavailable:
     """Return what callers are told when the database itself is in trouble; the log has the cause."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     _log.error("database unavailable: %s", cause)
+    if {getattr(cause, "sqlite_errorname", None), getattr(cause, "sqlstate", None)} & _DISK_FULL:
+        return ServiceUnavailable(
+            "the disk of the database is full: nothing was changed; make room there, and work goes on by itself",
+            code="database-full",
+        )
     return ServiceUnavailable(
         "the database can't serve just now; try again shortly", code="database-unavailable"
+    )
+
+
+def silent() -> ServiceUnavailable:
+    """Return what callers are told when the database has stopped to answer."""
+    return ServiceUnavailable(
+        "the database does not answer; try again shortly", code="database-unavailable"
     )
 
 
