@@ -15,7 +15,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from pynetdicom import AE, VerificationPresentationContexts, _config, evt
 
@@ -67,8 +67,10 @@ def _write(content: bytes, path: Path) -> None:
         os.close(folder)
 
 
-def serve(folder: Path, host: str, port: int, ae_title: str) -> None:
-    """Receive until SIGTERM or SIGINT; prints the address as soon as it listens.
+def serve(folder: Path, host: str, port: int, ae_title: str) -> NoReturn:
+    """Receive until a signal ends the process; prints the address as soon as it listens.
+
+    No orderly end is needed: what was answered lies on the disk, and what was not the sender sends again.
 
     Args:
         folder: Where instances go; it is made.
@@ -86,8 +88,8 @@ def serve(folder: Path, host: str, port: int, ae_title: str) -> None:
     entity = AE(ae_title)
     entity.maximum_pdu_size = MAXIMUM_PDU
     entity.supported_contexts = VerificationPresentationContexts
-    ends = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # Python's own end would wait for associations
     server = entity.start_server(
         (host, port),
         block=False,
@@ -98,8 +100,8 @@ def serve(folder: Path, host: str, port: int, ae_title: str) -> None:
     )
     listening = cast("ThreadedAssociationServer", server).server_address[1]
     print(f"{ae_title} listens on {host}:{listening}", flush=True)
-    signal.sigwait(ends)
-    entity.shutdown()
+    while True:
+        signal.pause()
 
 
 def main() -> None:

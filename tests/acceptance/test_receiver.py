@@ -1,6 +1,7 @@
 """The example receiver, fed by DCMTK: what it answered Success for, it has."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -129,10 +130,25 @@ def test_it_answers_an_echo(running: Running) -> None:
     assert "Received Echo Response (Success)" in running.tell("echoscu")
 
 
-def test_it_ends_when_told_though_someone_is_connected(running: Running) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_at_once_though_someone_is_connected(
+    running: Running, sent: signal.Signals
+) -> None:
     with socket.create_connection(("127.0.0.1", int(running.port)), timeout=5):
-        running.process.terminate()
-        assert running.process.wait(10) == 0
+        running.process.send_signal(sent)
+        assert running.process.wait(5) == -sent
+
+
+def test_what_was_cut_off_is_gone_at_the_next_start(
+    tmp_path: Path, require_tool: Callable[[str], str]
+) -> None:
+    kept, cut = tmp_path / "1.2.3.dcm", tmp_path / "tmpabc.part"
+    kept.touch()
+    cut.touch()
+    again = Running(tmp_path, Path(require_tool("dcmqrscp")).parent)
+    again.process.kill()
+    again.process.communicate()
+    assert again.files() == [kept]
 
 
 @pytest.mark.parametrize("uid", ["../../outside", "", "1.2.3/4"])
