@@ -170,11 +170,12 @@ class Queue:
         """
         connection, now = transaction.connection, self._clock.now()
         row = self._held(connection, task_id, renewal.lease_token, ())
-        if self._tell(connection, row, renewal.files):
-            lanes.found_up(transaction, row.destination, now)
         seconds = renewal.seconds or row.lease_seconds
         expires = now + timedelta(seconds=seconds)
         values: dict[str, Any] = {"lease_expires_at": expires, "updated_at": now}
+        if self._tell(connection, row, renewal.files):
+            lanes.found_up(transaction, row.destination, now)
+            values |= {"unavailable_since": None, "unavailable_times": 0}
         if renewal.files:
             values |= self._count(connection, row.id)
         if renewal.progress is not None:
