@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clara_results import __version__
 from clara_results.api import access, problems
-from clara_results.api.routes import destinations, health, payloads, tasks
+from clara_results.api.routes import destinations, events, health, metrics, payloads, tasks
 from clara_results.service.engine import Engine
 from clara_results.wire.destinations import Destination, TestResult
 
@@ -52,11 +52,12 @@ def create_app(
     )
     app.state.test_destination = test_destination
     app.router.route_class = access.GuardedRoute
-    for module in (tasks, payloads, destinations, health):
+    for module in (tasks, payloads, destinations, events, metrics, health):
         app.include_router(module.router)
     problems.install(app)
     access.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(metrics.Measured)  # outermost: what others refuse counts as well
     assets = Path(swagger_ui_bundle.swagger_ui_path)
     app.mount(DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
 

@@ -5,9 +5,11 @@ import logging
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -17,6 +19,9 @@ from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
 from clara_results.service.access import Access
+from clara_results.service.census import Enumerator
+from clara_results.service.events import Feed
+from clara_results.service.metrics import Metrics, disks, receivers
 from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
@@ -24,16 +29,19 @@ from clara_results.service.retention import Retention, Rules, period
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
-from clara_results.store.database import Transaction, open_database
+from clara_results.store.database import Transaction, open_database, silent
 from clara_results.store.migrations import migrate
 from clara_results.wire.tasks import Task
 
+S = TypeVar("S")
 T = TypeVar("T")
 RESCUE_EVERY = 0.5
 """Seconds between looks for leases that ran out; they are to be noticed within one."""
 RESCUE_SIZE = 200
 RECHECK = 5.0
 """Seconds after which a waiting claim looks by itself, whether woken or not."""
+WATCH_EVERY = 1.0
+"""Seconds between looks whether the database answers."""
 SEEN_EVERY = timedelta(seconds=10)
 _log = logging.getLogger(__name__)
 
@@ -65,8 +73,17 @@ class Engine:
         self.queue = Queue(self.clock, policy, self.retention)
         self.registrar = Registrar(self.queue, self.retention, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
+        self._running: set[asyncio.Future[Any]] = set()
+        self.metrics = Metrics(self.database_kind)
+        self._loop = asyncio.get_running_loop()
+        self.events = Feed(self.read, self._loop)
+        folders = {"payloads": settings.payload_folder}
+        if self.database_kind == "sqlite":
+            folders["database"] = Path(self._database.engine.url.database or "").parent
+        self.disks = partial(disks, folders)
+        self.enumerator = Enumerator(self.read, self.clock, self.disks)
         try:
-            self._database.start(self.wakeups.wake, lambda _happened: None)
+            self._database.start(self.wakeups.wake, self.metrics.happened)
             migrate(self._database.engine)
         except ClaraResultsError:
             self._database.close()
@@ -80,6 +97,8 @@ class Engine:
         )
         self._seen: dict[tuple[str, str], datetime] = {}
         self.closing = threading.Event()
+        self.rescued_at: float | None = None
+        self._watch()
         self._rescuer = threading.Thread(target=self._rescue, name="rescue", daemon=True)
         self._rescuer.start()
         self.pruner = Pruner(
@@ -92,13 +111,72 @@ class Engine:
         )
         self.pruner.start()
 
+    @property
+    def database_kind(self) -> str:
+        """What kind of database it is: ``sqlite`` or ``postgresql``."""
+        return self._database.engine.dialect.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether the database answers and the service is not about to end."""
+        return self._database.answers and not self.closing.is_set()
+
     async def read(self, operation: Callable[[sa.Connection], T]) -> T:
-        """Run an operation on a snapshot of the database."""
-        return await asyncio.wrap_future(self._database.read(operation))
+        """Run an operation on a snapshot of the database.
+
+        Raises:
+            ServiceUnavailable: The database can't serve, or has not answered for seconds.
+        """
+        with self.metrics.reads.time():
+            return await self._answer(self._database.read, operation)
 
     async def write(self, operation: Callable[[Transaction], T]) -> T:
-        """Run an operation in a transaction; it is durable when this returns."""
-        return await asyncio.wrap_future(self._database.write(operation))
+        """Run an operation in a transaction; it is durable when this returns.
+
+        Raises:
+            ServiceUnavailable: The database can't serve, or has not answered for seconds. Then it is almost certain
+                that nothing was done, or ever will be; not where it fell silent in the midst of the commit.
+        """
+        waited_for = True
+
+        def unless_given_up(transaction: Transaction) -> T:
+            result = operation(transaction)
+            if not waited_for:
+                raise silent()
+            return result
+
+        with self.metrics.writes.time():
+            try:
+                return await self._answer(self._database.write, unless_given_up)
+            except ServiceUnavailable:
+                waited_for = False
+                raise
+
+    async def _answer(
+        self, run: Callable[[Callable[[S], T]], Future[T]], operation: Callable[[S], T]
+    ) -> T:
+        if not self._database.answers:
+            raise silent()
+        future = asyncio.wrap_future(run(operation))
+        self._running.add(future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # who asked is to end
+            raise silent() from None
+        finally:
+            self._running.discard(future)
+
+    def _watch(self) -> None:
+        """Once a second, let nobody wait any longer for a database that does not answer."""
+        if self.closing.is_set():
+            return
+        if not self._database.answers:
+            for future in self._running:
+                future.cancel()
+        self._loop.call_later(WATCH_EVERY, self._watch)
 
     async def claim(
         self,
@@ -165,6 +243,7 @@ class Engine:
         """Let every waiting claim answer: the service is about to end."""
         self.closing.set()
         self.wakeups.wake_all()
+        self.events.end()
 
     def close(self) -> None:
         """End all threads, after what was begun has been done."""
@@ -182,6 +261,8 @@ class Engine:
                 given_up = self._database.write(
                     partial(self.queue.give_up, size=RESCUE_SIZE)
                 ).result()
+                self.metrics.know(self._database.read(receivers).result())
+                self.rescued_at = self.clock.monotonic()
             except ServiceUnavailable as error:
                 _log.warning("leases can't be looked at: %s", error)
                 continue

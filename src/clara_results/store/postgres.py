@@ -7,6 +7,7 @@ NOTIFY, sent after commit (within the transaction it would put all commits in on
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -38,6 +39,10 @@ LISTEN_PAUSE = 1.0
 """Seconds before another connection is tried."""
 LISTEN_SLICE = 0.2
 """Seconds between looks whether the process is to end."""
+ASK_AFTER = 1.0
+"""Seconds without an answer after which the server is asked for one."""
+SILENCE = 3.0
+"""Seconds without an answer after which nobody waits for one."""
 _CONCURRENT = frozenset({"23505", "40001", "40P01"})
 """SQLSTATEs of unique violation, serialization failure and deadlock."""
 _log = logging.getLogger(__name__)
@@ -57,7 +62,10 @@ class PostgresDatabase:
             hide_parameters=True,  # an error goes into the log; a patient's name must not
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
-                "options": f"-c statement_timeout={STATEMENT_SECONDS}s",
+                # A process that vanished holds its locks, and others up, no longer than that; to compile queries
+                # takes longer than ours run.
+                "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c jit=off"
+                f" -c idle_in_transaction_session_timeout={STATEMENT_SECONDS}s",
                 "application_name": "clara-results",
             },
         )
@@ -69,6 +77,7 @@ class PostgresDatabase:
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._on_pending: OnPending = lambda _agent: None
         self._on_happened: OnHappened = lambda _happened: None
+        self._answered_at = time.monotonic()
         self._closing = threading.Event()
         self._closed = False
         self._door = threading.Lock()
@@ -97,7 +106,7 @@ class PostgresDatabase:
         with self._door:
             if self._closed:
                 return failed(closing())
-            return self._readers.submit(read_in, self._snapshots, operation)
+            return self._readers.submit(self._read, operation)
 
     def write(self, operation: Callable[[Transaction], T]) -> Future[T]:
         """Run an operation in a transaction."""
@@ -105,6 +114,11 @@ class PostgresDatabase:
             if self._closed:
                 return failed(closing())
             return self._writers.submit(self._write, operation)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the server has answered anything within the last seconds."""
+        return time.monotonic() - self._answered_at < SILENCE
 
     def close(self) -> None:
         """End all threads, after what already waits has been done."""
@@ -119,6 +133,11 @@ class PostgresDatabase:
             if thread.is_alive():
                 thread.join()
         self._engine.dispose()
+
+    def _read(self, operation: Callable[[sa.Connection], T]) -> T:
+        result = read_in(self._snapshots, operation)
+        self._answered_at = time.monotonic()
+        return result
 
     def _write(self, operation: Callable[[Transaction], T]) -> T:
         for left in reversed(range(TRIES)):
@@ -138,6 +157,7 @@ class PostgresDatabase:
         with self._engine.begin() as connection:
             transaction = Transaction(connection)
             result = operation(transaction)
+        self._answered_at = time.monotonic()
         self._on_happened(transaction.happened)
         if transaction.pending_for:
             for agent in transaction.pending_for:
@@ -169,6 +189,10 @@ class PostgresDatabase:
                     while not self._closing.is_set():
                         for notification in connection.notifies(timeout=LISTEN_SLICE):
                             self._on_pending(notification.payload)
+                        if time.monotonic() - self._answered_at > ASK_AFTER:
+                            # Nobody else has heard of the server: it may hang, or they may be busy for long.
+                            connection.execute("SELECT 1")
+                            self._answered_at = time.monotonic()
             except psycopg.Error as error:
                 _log.warning("wake-ups from other processes are away: %s", error)
                 self._closing.wait(LISTEN_PAUSE)
