@@ -115,15 +115,16 @@ class PduConnection:
             OSError: The connection broke; or, with EFAULT, a piece can't be read: its file became shorter.
         """
         self._whole = False
+        left = sum(map(len, pieces))
         while True:
             try:
                 sent = self._socket.sendmsg(pieces)
             except BlockingIOError as cause:
                 raise TimeoutError(errno.ETIMEDOUT, "it takes no more data") from cause
-            rest = _after(pieces, sent)
-            if not rest:
+            left -= sent
+            if not left:
                 break
-            pieces = rest
+            pieces = _after(pieces, sent)
             if self._clock.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "it takes data too slowly")
         self._whole = whole
