@@ -1,7 +1,7 @@
 """Lanes: limits, pauses and unavailable destinations, one of which never holds up another."""
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,7 +21,7 @@ def add(local: "LocalService", name: str, max_tasks: int = 2) -> None:
     local.client.add_destination(body)
 
 
-def register(local: "LocalService", destination: str, count: int = 1, **more: object) -> list[str]:
+def register(local: "LocalService", destination: str, count: int = 1, **more: Any) -> list[str]:
     return [
         local.register("a.dcm", "b.dcm", data=[destination], job_id=f"job{n}", **more)[0].task_id
         for n in range(count)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from clara_results.errors import Conflict, ServiceUnavailable
+from clara_results.errors import Conflict, InvalidInput, ServiceUnavailable
 from clara_results.store.database import Database, Transaction, open_database
 from clara_results.store.migrations import migrate
 from clara_results.store.schema import turns
@@ -265,3 +265,19 @@ def test_a_database_that_is_gone_is_told_as_away(tmp_path: Path) -> None:
         database.read(agents).result(PATIENCE)  # no such table: nobody migrated it
     assert raised.value.code == "database-unavailable"
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("agent", "turn"), [("half a pair \ud800", 1), ("large", 1 << 63), ("large", 10**40)]
+)
+def test_a_value_that_no_column_holds_is_the_callers_fault(
+    database: Database, agent: str, turn: int
+) -> None:
+    neighbour = database.write(put("neighbour"))
+    refused = [database.write(put(agent, turn))]
+    refused.append(database.read(lambda c: c.execute(sa.select(turns).where(turns.c.agent == agent, turns.c.turn == turn)).one()))  # fmt: skip
+    for future in refused:
+        with pytest.raises(InvalidInput) as raised:
+            future.result(PATIENCE)
+        assert raised.value.code == "invalid-value"
+    assert neighbour.result(PATIENCE) == "neighbour"

@@ -49,6 +49,8 @@ LEASE_RANGE = (1, 86_400)
 DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
 MESSAGE_LIMIT = 2000
+CODE_LIMIT = 255
+"""Characters of what an agent says in words, and of a code or UID; the rest is cut off."""
 UNFINISHED = (State.PENDING, State.IN_PROGRESS)
 TOLD = tuple(outcome for outcome in Outcome if outcome != Outcome.PENDING)
 _RESULTS = {
@@ -150,15 +152,14 @@ class Queue:
         if row.state != State.IN_PROGRESS:
             return views.task(row)  # the same report came before
         told = self._tell(transaction.connection, row, report.files)
+        code = _cut(report.code, CODE_LIMIT)
         if report.unavailable:
             event = Event.UNAVAILABLE
         else:
             event = Event.SETTLED
             rest = Outcome.RETRY if report.retry_later else Outcome.REJECTED
-            self._tell_rest(transaction.connection, row, rest, report.code, report.message)
-        return self._end(
-            transaction, row, _Ending(event, report.code, report.message), progressed=told
-        )
+            self._tell_rest(transaction.connection, row, rest, code, report.message)
+        return self._end(transaction, row, _Ending(event, code, report.message), progressed=told)
 
     def renew(self, transaction: Transaction, task_id: str, renewal: Renewal) -> Renewed:
         """Extend a lease, and keep the outcomes told with it.
@@ -511,9 +512,9 @@ class Queue:
                 {
                     "at_uri": file.uri,
                     "outcome": file.outcome,
-                    "code": file.code,
+                    "code": _cut(file.code, CODE_LIMIT),
                     "message": _cut(file.message),
-                    "sop_instance_uid": file.sop_instance_uid,
+                    "sop_instance_uid": _cut(file.sop_instance_uid, CODE_LIMIT),
                     "attempt": row.attempt,
                     "updated_at": now,
                 }
@@ -663,5 +664,8 @@ def _result(event: Event, decision: Decision) -> str:
     return _RESULTS[event]
 
 
-def _cut(message: str | None) -> str | None:
-    return message if message is None else message[:MESSAGE_LIMIT]
+def _cut(text: str | None, limit: int = MESSAGE_LIMIT) -> str | None:
+    """Return what an agent said as every database holds it: cut, and without NUL or half a surrogate pair."""
+    if text is None:
+        return None
+    return text[:limit].replace("\0", "?").encode(errors="replace").decode()

@@ -1,15 +1,16 @@
 """A database: transactions, on threads of its own, that other threads and coroutines wait for."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
 from clara_results.domain.happenings import Happening
-from clara_results.errors import ServiceUnavailable
+from clara_results.errors import InvalidInput, ServiceUnavailable
 
 T = TypeVar("T")
 READERS = 4
@@ -96,6 +97,23 @@ def open_database(url: str) -> Database:
     return SqliteDatabase(parsed)
 
 
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Map what drivers raise for a value that no column can hold: NUL, half a surrogate pair, a number too large.
+
+    Raises:
+        InvalidInput: There is such a value (``invalid-value``).
+    """
+    try:
+        yield
+    except (sa.exc.DataError, OverflowError, UnicodeEncodeError) as error:
+        raise InvalidInput(
+            "a value is one that the database can't hold: text with NUL or half a surrogate pair, or a "
+            "number or time too large",
+            code="invalid-value",
+        ) from error
+
+
 def read_in(engine: sa.Engine, operation: Callable[[sa.Connection], T]) -> T:
     """Run an operation in a transaction of an engine.
 
@@ -103,7 +121,7 @@ def read_in(engine: sa.Engine, operation: Callable[[sa.Connection], T]) -> T:
         ServiceUnavailable: The database can't serve just now.
     """
     try:
-        with engine.begin() as connection:
+        with engine.begin() as connection, keeping():
             return operation(connection)
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         raise away(error) from error

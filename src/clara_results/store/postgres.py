@@ -25,6 +25,7 @@ from clara_results.store.database import (
     away,
     closing,
     failed,
+    keeping,
     read_in,
 )
 
@@ -156,7 +157,8 @@ class PostgresDatabase:
     def _once(self, operation: Callable[[Transaction], T]) -> T:
         with self._engine.begin() as connection:
             transaction = Transaction(connection)
-            result = operation(transaction)
+            with keeping():
+                result = operation(transaction)
         self._answered_at = time.monotonic()
         self._on_happened(transaction.happened)
         if transaction.pending_for:

@@ -26,6 +26,7 @@ from clara_results.store.database import (
     away,
     closing,
     failed,
+    keeping,
     read_in,
 )
 
@@ -165,7 +166,7 @@ def _in_savepoint(
     transaction: Transaction, operation: Callable[[Transaction], Any]
 ) -> tuple[Any, Exception | None]:
     try:
-        with transaction.connection.begin_nested():
+        with transaction.connection.begin_nested(), keeping():
             result = operation(transaction)
     except ClaraResultsError as error:
         return None, error

@@ -13,15 +13,17 @@ from clara_results.api.dependencies import EngineDep, InstanceHeader, UserAgentH
 from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
 from clara_results.domain.tasks import Outcome, State
-from clara_results.errors import InvalidInput, NotFound
+from clara_results.errors import FieldError, InvalidInput, NotFound
 from clara_results.service import views
 from clara_results.service.queue import LEASE_RANGE, task_columns
+from clara_results.service.registration import FILE_LIMIT
 from clara_results.store import tasks as store
 from clara_results.wire.tasks import (
     Changed,
     FailureReport,
     FilePage,
     Job,
+    Progress,
     Redelivery,
     Registered,
     Registration,
@@ -105,12 +107,24 @@ async def fail(engine: EngineDep, task_id: UUID, body: FailureBody) -> Response:
 @router.put("/api/tasks/{task_id}/lease", response_model=Renewed, responses=documented(404, 409))
 async def renew(engine: EngineDep, task_id: UUID, body: Renewal) -> Response:
     """Renew a lease; outcomes told with it are durable when this is answered."""
-    if body.seconds is not None and not LEASE_RANGE[0] <= body.seconds <= LEASE_RANGE[1]:
-        raise InvalidInput(
-            f"seconds: {body.seconds} is not within {LEASE_RANGE[0]} to {LEASE_RANGE[1]}"
-        )
+    _check_renewal(body)
     renewed = await engine.write(lambda tx: engine.queue.renew(tx, str(task_id), body))
     return answer(Renewed, renewed)
+
+
+def _check_renewal(body: Renewal) -> None:
+    progress = body.progress or Progress()
+    faults = [
+        FieldError(field, f"not within {least} to {most}")
+        for field, value, (least, most) in (
+            ("seconds", body.seconds, LEASE_RANGE),
+            ("progress.filesDelivered", progress.files_delivered, (0, FILE_LIMIT)),
+            ("progress.bytesDelivered", progress.bytes_delivered, (0, (1 << 63) - 1)),
+        )
+        if value is not None and not least <= value <= most
+    ]
+    if faults:
+        raise InvalidInput(f"{faults[0].field}: {faults[0].message}", errors=faults)
 
 
 @router.put("/api/tasks/{task_id}/release", response_model=Task, responses=documented(404, 409))
