@@ -9,14 +9,19 @@ from clara_results.cli.options import (
     Config,
     Data,
     Database,
+    DiskLow,
     GiveUp,
     Host,
     Insecure,
+    KeepTasks,
     LogFormat,
     LogLevel,
     MaxRetries,
+    OwnPayloads,
     Payloads,
     Port,
+    Retention,
+    RetentionFailed,
     RetryDelay,
 )
 from clara_results.errors import InvalidInput
@@ -31,6 +36,11 @@ def serve(
     retry_delay: RetryDelay = None,
     max_retries: MaxRetries = None,
     give_up: GiveUp = None,
+    retention: Retention = None,
+    retention_failed: RetentionFailed = None,
+    own_payloads: OwnPayloads = None,
+    keep_tasks: KeepTasks = None,
+    disk_low: DiskLow = None,
     anonymous: Anonymous = None,
     insecure: Insecure = None,
     log_format: LogFormat = None,
@@ -40,7 +50,9 @@ def serve(
     """Run the Results Service until it is asked to end (SIGTERM, Ctrl-C)."""
     settings = options.settings(
         config, host=host, port=port, data=data, database=database, payloads=payloads,
-        retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, anonymous=anonymous or None,
+        retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, retention=retention,
+        retention_failed=retention_failed, own_payloads=own_payloads, keep_tasks=keep_tasks,
+        disk_low=disk_low, anonymous=anonymous or None,
         insecure=insecure, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
