@@ -106,9 +106,13 @@ class FolderStore:
             NotFound: There is no such payload.
             ServiceUnavailable: A folder of it can't be read.
         """
-        folder = self._payload(payload_id)
+        path = self._payload(payload_id)
         try:
-            return sorted(_files_below(folder, folder), key=lambda file: file.uri)
+            folder = os.open(path, _WALK)
+            try:
+                return sorted(_files_below(folder, ""), key=lambda file: file.uri)
+            finally:
+                os.close(folder)
         except OSError as error:
             raise _disk(error) from error
 
@@ -516,18 +520,30 @@ def _moment(nanoseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
-def _files_below(folder: Path, root: Path) -> Iterator[StoredFile]:
+def _files_below(folder: int, prefix: str) -> Iterator[StoredFile]:
+    """Yield the regular files below an open folder; what is gone, or a link, by the time it is opened is none."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files_below(Path(entry.path), root)
-            elif entry.is_file(follow_symlinks=False):
-                status = entry.stat(follow_symlinks=False)
-                uri = str(Path(entry.path).relative_to(root))
-                with contextlib.suppress(UnsafeUri):  # nobody could ask for it
-                    yield StoredFile(
-                        names.file_uri(uri), status.st_size, _moment(status.st_mtime_ns)
-                    )
+            uri = prefix + entry.name
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    inner = os.open(entry.name, _WALK, dir_fd=folder)
+                elif entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    with contextlib.suppress(UnsafeUri):  # nobody could ask for it
+                        modified = _moment(status.st_mtime_ns)
+                        yield StoredFile(names.file_uri(uri), status.st_size, modified)
+                    continue
+                else:
+                    continue
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}:
+                    continue
+                raise
+            try:
+                yield from _files_below(inner, f"{uri}/")
+            finally:
+                os.close(inner)
 
 
 def _read_link(name: str, folder: int) -> str | None:

@@ -58,7 +58,8 @@ async def put(
     return answer(PayloadFile, body, 201 if new else 200, {"ETag": f'"{sha256}"'})
 
 
-@router.api_route(FILE, methods=["GET", "HEAD"], response_class=FileResponse, responses=_CONTENT | documented(404, 410))  # fmt: skip
+@router.head(FILE, response_class=FileResponse, responses=_CONTENT | documented(404, 410))
+@router.get(FILE, response_class=FileResponse, responses=_CONTENT | documented(404, 410))
 async def get(engine: EngineDep, payload_id: str, uri: str) -> Response:
     """Download a file (``Range`` allowed)."""
     try:
