@@ -201,6 +201,10 @@ class ResultsClient:
             answer = self._send("HEAD", _file_path(payload_id, uri))
         except NotFound:
             return False
+        except Refused as error:
+            if error.status == 410:
+                return False  # it was there, and may come again
+            raise
         etag = answer.headers.get("ETag", "").strip('"')
         return answer.headers.get("Content-Length") == str(size) and etag == sha256
 

@@ -223,7 +223,9 @@ class Retention:
             store.delete_uploads(connection, payload_id, uris)
         last = len(uris) < BATCH
         if last:
-            store.set_payload(connection, payload_id, {"holds_files": False})
+            # Touched now, so that it is remembered for as long as any: who comes for the files is told.
+            values = {"holds_files": False, "touched_at": self._clock.now()}
+            store.set_payload(connection, payload_id, values)
         return _Taken(folders, last)
 
     def _clear(self, taken: "_Taken") -> None:

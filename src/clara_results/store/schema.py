@@ -258,8 +258,8 @@ payloads = sa.Table(
     sa.Column("removed_at", Instant),
     sa.Index(None, "holds_files", "touched_at"),
 )
-"""When a payload was last registered on or written to, whether it has files that retention is to remove, and when it
-last removed some."""
+"""When a payload was last registered on, written to or emptied, whether it has files that retention is to remove, and
+when it last removed some."""
 
 agents = sa.Table(
     "agents",
