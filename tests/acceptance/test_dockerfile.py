@@ -66,6 +66,7 @@ class Image:
         self.environment = {
             "PATH": f"{folder / 'python' / 'bin'}:/usr/bin:/bin",
             "HOME": str(folder),
+            "UV_SYSTEM_CERTS": "1",
             # how this machine reaches a package index
             **{key: os.environ[key] for key in os.environ if re.search(r"CERT|^UV_|proxy$", key)},
         }
