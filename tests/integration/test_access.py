@@ -130,6 +130,8 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
     }  # fmt: skip
     for (method, route), rule in RULES.items():
         path = re.sub(r"\{([^}]+)\}", lambda found: places[found[1]], route)
+        if route == "/api/events":
+            path += "?lastEventId=none"  # refused once it is let in: a stream would have no end
         where = f"{method} {route}"
         if rule == OPEN:
             assert call(local, None, method, path).status == 200, where

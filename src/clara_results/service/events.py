@@ -105,14 +105,18 @@ class _Gap:
 class Feed:
     """The events of one service process. Lives on one event loop."""
 
-    def __init__(self, read: Read, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, read: Read, loop: asyncio.AbstractEventLoop, heartbeat: float = HEARTBEAT
+    ) -> None:
         """Make a feed; it reads nothing until someone listens.
 
         Args:
             read: Reads the database.
             loop: Where streams run.
+            heartbeat: Seconds after which a stream that has nothing to tell says so.
         """
         self._read = read
+        self._heartbeat = heartbeat
         self._loop = loop
         self._reader: asyncio.Task[None] | None = None
         self._begun: asyncio.Future[None] = loop.create_future()
@@ -157,12 +161,12 @@ class Feed:
             while not self._ended:
                 try:
                     await self._running()
-                    position, entries = await self._next(position, said + HEARTBEAT)
+                    position, entries = await self._next(position, said + self._heartbeat)
                 except ServiceUnavailable:
                     entries = []
                     await asyncio.sleep(AWAY)
                 chosen = [entry for entry in entries if wanted(entry)]
-                if chosen or self._loop.time() - said >= HEARTBEAT:
+                if chosen or self._loop.time() - said >= self._heartbeat:
                     yield position, chosen
                     said = self._loop.time()
         finally:
@@ -172,6 +176,16 @@ class Feed:
         """Let every stream end; may be called from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end)
+
+    @property
+    def kept(self) -> int:
+        """Return how many events are in memory."""
+        return len(self._recent)
+
+    def rest(self) -> None:
+        """Have the loop end if nobody listens, as it does by itself after a while."""
+        if self._reader is not None and not self._listeners:
+            self._reader.cancel()
 
     def _end(self) -> None:
         self._ended = True
