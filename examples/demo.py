@@ -29,7 +29,7 @@ from rich.table import Table
 
 from clara_results.client import ResultsClient
 from clara_results.domain.tasks import State
-from clara_results.errors import ServiceUnavailable
+from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.wire.tasks import Task
 from examples.demo_receivers import (
     Child,
@@ -312,7 +312,7 @@ def main() -> int:
     try:
         with ExitStack() as running:
             demo(deadline, running)
-    except DemoFailed as failure:
+    except (DemoFailed, ClaraResultsError) as failure:
         print(f"The demo failed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

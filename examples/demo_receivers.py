@@ -136,7 +136,11 @@ class Receiver(Protocol):
         ...
 
     def count(self) -> int:
-        """Return how many instances it holds, by its own account."""
+        """Return how many instances it holds, by its own account.
+
+        Raises:
+            DemoFailed: It does not answer.
+        """
         ...
 
 
@@ -193,7 +197,11 @@ class Orthanc:
 
     def count(self) -> int:
         """Return how many instances it holds."""
-        return int(self._http.request("GET", f"{self._url}/statistics").json()["CountInstances"])
+        try:
+            answer = self._http.request("GET", f"{self._url}/statistics")
+        except urllib3.exceptions.HTTPError as error:
+            raise DemoFailed(f"Orthanc does not answer: {error}") from error
+        return int(answer.json()["CountInstances"])
 
 
 class Dcmqrscp:
@@ -239,7 +247,10 @@ class Dcmqrscp:
             command = [str(self._findscu), "--study", "--call", self.ae_title]
             command += [argument for key in keys for argument in ("--key", key)]
             command += ["--extract", "--output-directory", answers, "127.0.0.1", str(self.port)]
-            subprocess.run(command, check=True, timeout=20)
+            try:
+                subprocess.run(command, check=True, timeout=20)
+            except subprocess.SubprocessError as error:
+                raise DemoFailed(f"dcmqrscp does not answer: {error}") from error
             return sum(1 for _ in Path(answers).iterdir())
 
 
