@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove lint format lock licenses
+.PHONY: help demo test prove lint format lock licenses docs
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -51,6 +51,9 @@ lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--u
 
 licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
 	$(BIN)/python -m tools.third_party_licenses
+
+docs: .venv/.ready ## write the reference pages that say what the code says
+	$(BIN)/python tools/reference.py
 
 .venv/.ready: $(LOCKS) pyproject.toml tools/environment.sh
 	@tools/environment.sh
