@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -108,7 +109,7 @@ class Waiter(threading.Thread):
         super().__init__(daemon=True)
         self.answer: Answer | None = None
         self.took = 0.0
-        self._ask = lambda: get(local, query, agent)
+        self._ask = partial(get, local, query, agent)
         self.start()
 
     def run(self) -> None:

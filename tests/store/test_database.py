@@ -274,7 +274,7 @@ def test_a_value_that_no_column_holds_is_the_callers_fault(
     database: Database, agent: str, turn: int
 ) -> None:
     neighbour = database.write(put("neighbour"))
-    refused = [database.write(put(agent, turn))]
+    refused: list[Future[Any]] = [database.write(put(agent, turn))]
     refused.append(database.read(lambda c: c.execute(sa.select(turns).where(turns.c.agent == agent, turns.c.turn == turn)).one()))  # fmt: skip
     for future in refused:
         with pytest.raises(InvalidInput) as raised:

@@ -130,7 +130,12 @@ def _place(location: Sequence[str | int]) -> str:
 
 def _http(_request: Request, error: Exception) -> Response:
     plain = cast("HTTPException", error)
-    codes = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+    codes = {
+        404: "not-found",
+        405: "method-not-allowed",
+        413: "too-large",
+        416: "range-not-satisfiable",
+    }
     return problem(
         plain.status_code,
         codes.get(plain.status_code, "http-error"),

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import binascii
 import os
+import re
 from functools import partial
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep, answer
@@ -60,22 +62,61 @@ async def put(
 
 @router.head(FILE, response_class=FileResponse, responses=_CONTENT | documented(404, 410))
 @router.get(FILE, response_class=FileResponse, responses=_CONTENT | documented(404, 410))
-async def get(engine: EngineDep, payload_id: str, uri: str) -> Response:
+async def get(request: Request, engine: EngineDep, payload_id: str, uri: str) -> Response:
     """Download a file (``Range`` allowed)."""
     try:
         file = await asyncio.to_thread(engine.payloads.open, payload_id, uri)
     except NotFound as error:
         raise await _gone(engine, payload_id, error) from error
-    status = os.fstat(file.fileno())
-    known = await engine.read(partial(store.upload, payload_id=payload_id, uri=uri))
-    tag = known.sha256 if known is not None else f"{status.st_size:x}-{status.st_mtime_ns:x}"
-    return FileResponse(
-        f"/proc/self/fd/{file.fileno()}",  # the very file that was opened, not its name again
-        stat_result=status,
-        media_type="application/octet-stream",
-        headers={"ETag": f'"{tag}"'},
-        background=BackgroundTask(file.close),
-    )
+    try:
+        known = await engine.read(partial(store.upload, payload_id=payload_id, uri=uri))
+        status = os.fstat(file.fileno())
+        tag = known.sha256 if known is not None else f"{status.st_size:x}-{status.st_mtime_ns:x}"
+        _look_at_range(request, status.st_size)
+    except BaseException:
+        file.close()
+        raise
+    return _Download(file, status, f'"{tag}"')
+
+
+class _Download(FileResponse):
+    """An open file, closed once it is sent or the client has left."""
+
+    def __init__(self, file: BinaryIO, status: os.stat_result, tag: str) -> None:
+        # The very file that was opened, not its name again.
+        path = f"/proc/self/fd/{file.fileno()}"
+        media_type = "application/octet-stream"
+        super().__init__(path, stat_result=status, media_type=media_type, headers={"ETag": tag})
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
+
+
+def _look_at_range(request: Request, size: int) -> None:
+    """Pass over a Range that is none, or several; refuse one past the end (RFC 9110 14.2, 15.5.17).
+
+    Raises:
+        HTTPException: 416.
+    """
+    header = request.headers.get("range")
+    if header is None:
+        return
+    asked = _RANGE.fullmatch(header.strip())
+    if asked is None or (asked[2] and int(asked[2]) < int(asked[1])):
+        request.scope["headers"] = [h for h in request.scope["headers"] if h[0] != b"range"]
+    elif "if-range" not in request.headers and (
+        int(asked[1]) >= size if asked[1] else int(asked[3]) == 0 or not size
+    ):
+        raise HTTPException(
+            416, f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
+        )
 
 
 @router.get("/api/payloads/{payload_id}", response_model=Payload, responses=documented(404, 410))
