@@ -61,7 +61,7 @@ class Database(Protocol):
         """Run an operation in a transaction; the future is done when that is durable.
 
         An operation that raises leaves nothing behind. It may be run again from its start if another transaction
-        came in its way, so it must have no effect but on the database.
+        came in its way, so it must have no effect but on the database, or one that can be had twice.
         """
         ...
 

@@ -45,8 +45,10 @@ def _among(column: str, values: type[State] | type[Outcome]) -> sa.CheckConstrai
     return sa.CheckConstraint(f"{column} IN ({allowed})", name=column)
 
 
-ENDED = sa.text(f"state IN ({', '.join(repr(state.value) for state in State if state.finished)})")
-"""A task that is finished; an index knows them by this very text."""
+ENDED = sa.text(
+    f"state NOT IN ({', '.join(repr(state.value) for state in State if not state.finished)})"
+)
+"""A task that is finished; an index knows them by this very text. (SQLite would look up IN by another index.)"""
 
 registrations = sa.Table(
     "registrations",

@@ -220,8 +220,8 @@ def upgrade() -> None:
         "tasks",
         ["updated_at"],
         unique=False,
-        sqlite_where=sa.text("state IN ('Succeeded', 'Failed', 'Canceled')"),
-        postgresql_where=sa.text("state IN ('Succeeded', 'Failed', 'Canceled')"),
+        sqlite_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
+        postgresql_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
     )
     op.create_index(op.f("ix_tasks_job_id"), "tasks", ["job_id"], unique=False)
     op.create_index(
