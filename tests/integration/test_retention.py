@@ -366,7 +366,7 @@ def test_a_retry_needs_only_what_was_not_delivered(uploaded: "LocalService") -> 
     for task in local.client.claim("clarascu", size=10):
         outcomes = [
             told(uri, Outcome.DELIVERED if uri == "op/a.dcm" else Outcome.REJECTED)
-            for uri in task.uris or () or ()
+            for uri in task.uris or ()
         ]
         report = FailureReport(lease_token=task.lease_token, retry_later=False, files=outcomes)
         local.client.fail(task.task_id, report)
@@ -546,6 +546,7 @@ def test_a_removal_that_was_cut_short_is_finished(uploaded: "LocalService") -> N
 
 
 def test_what_crashes_left_aside_is_swept_when_it_is_a_day_old(local: "LocalService") -> None:
+    prune(local)  # the day's sweep has been: at the start
     aside = local.payloads / ".incoming"
     aside.mkdir(parents=True)
     old = datetime(2025, 12, 31, tzinfo=UTC).timestamp()
@@ -553,7 +554,6 @@ def test_what_crashes_left_aside_is_swept_when_it_is_a_day_old(local: "LocalServ
     for name, moment in (("old", old), ("new", new)):
         (aside / name).write_bytes(b"x")
         os.utime(aside / name, (moment, moment))
-    prune(local)  # the day's sweep has been: at the start
     local.clock.advance(DAY - 1)
     prune(local)
     assert {path.name for path in aside.iterdir()} == {"old", "new"}

@@ -75,6 +75,7 @@ class Pruner:
         self._closing = closing
         self._swept_at: datetime | None = None
         self._low = False
+        self._round = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prune", daemon=True)
 
     def start(self) -> None:
@@ -88,9 +89,11 @@ class Pruner:
     def round(self) -> Pruned:
         """Remove all whose time is over. A step that fails is told in the log, and does not keep back the others."""
         pruned = Pruned()
-        for step in (self._sweep, self._look_at_disk, self._remove_files, self._forget_tasks, self._forget_rest):  # fmt: skip
-            if not self._closing.is_set():
-                self._try(partial(step, pruned), pruned)
+        steps = (self._sweep, self._look_at_disk, self._remove_files, self._forget_tasks, self._forget_rest)  # fmt: skip
+        with self._round:
+            for step in steps:
+                if not self._closing.is_set():
+                    self._try(partial(step, pruned), pruned)
         if pruned.payloads or pruned.tasks:
             _log.info(
                 "removed the files of %d payloads, and %d tasks", pruned.payloads, pruned.tasks
