@@ -69,7 +69,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/api/tasks/{task_id}/retry"): OPERATE,
     ("POST", "/api/tasks/{task_id}/cancel"): OPERATE,
     ("POST", "/api/tasks/{task_id}/redeliver"): OPERATE,
-    ("GET", "/api/jobs/{job_id}"): READ,
+    ("GET", "/api/jobs/{job_id:path}"): READ,
     ("PUT", "/api/payloads/{payload_id}/files/{uri:path}"): REGISTER,
     ("GET", "/api/payloads/{payload_id}/files/{uri:path}"): AGENT_OR_READ,
     # Who uploads looks first whether that was done before.

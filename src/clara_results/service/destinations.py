@@ -43,7 +43,10 @@ def checked(body: Destination) -> Destination:
         ("aeTitle", lambda: names.ae_title(body.ae_title)),
         ("host", lambda: names.host(body.host)),
         ("port", lambda: names.port(body.port)),
-        ("callingAeTitle", lambda: body.calling_ae_title and names.ae_title(body.calling_ae_title)),
+        (
+            "callingAeTitle",
+            lambda: body.calling_ae_title is None or names.ae_title(body.calling_ae_title),
+        ),
     ):
         try:
             check()

@@ -11,8 +11,8 @@ from clara_results.store.schema import attempts, files, history, registrations, 
 
 Row = sa.Row[*tuple[Any, ...]]
 OPEN = (Outcome.PENDING, Outcome.RETRY)
-FILES_PER_QUERY = 500
-"""URIs in one IN list: well below every database's limit of parameters."""
+IDS_PER_QUERY = 500
+"""URIs or task ids in one IN list: well below every database's limit of parameters."""
 
 
 def registration_by_key(connection: sa.Connection, key: str) -> Row | None:
@@ -165,8 +165,8 @@ def undelivered(connection: sa.Connection, task: int) -> Sequence[str]:
 def unknown_uris(connection: sa.Connection, task: int, uris: Sequence[str]) -> list[str]:
     """Return those URIs that are none of the task's."""
     known: set[str] = set()
-    for start in range(0, len(uris), FILES_PER_QUERY):
-        some = uris[start : start + FILES_PER_QUERY]
+    for start in range(0, len(uris), IDS_PER_QUERY):
+        some = uris[start : start + IDS_PER_QUERY]
         found = sa.select(files.c.uri).where(files.c.task == task, files.c.uri.in_(some))
         known.update(connection.scalars(found))
     return [uri for uri in uris if uri not in known]
@@ -289,9 +289,15 @@ def matching(
     found = sa.select(tasks).where(
         tasks.c.state.in_(states), *[tasks.c[name] == value for name, value in where.items()]
     )
-    if task_ids is not None:
-        found = found.where(tasks.c.task_id.in_(task_ids))
-    return connection.execute(found.order_by(tasks.c.id).with_for_update()).all()
+    found = found.order_by(tasks.c.id).with_for_update()
+    if task_ids is None:
+        return connection.execute(found).all()
+    named = sorted({task_id.lower() for task_id in task_ids})
+    rows: list[Row] = []
+    for start in range(0, len(named), IDS_PER_QUERY):
+        some = tasks.c.task_id.in_(named[start : start + IDS_PER_QUERY])
+        rows += connection.execute(found.where(some)).all()
+    return sorted(rows, key=lambda row: row.id)
 
 
 def held_by(connection: sa.Connection) -> Sequence[Row]:

@@ -219,7 +219,7 @@ async def redeliver(engine: EngineDep, task_id: UUID, body: Redelivery | None = 
     return answer(Task, made, 201)
 
 
-@router.get("/api/jobs/{job_id}", response_model=Job, responses=documented(404))
+@router.get("/api/jobs/{job_id:path}", response_model=Job, responses=documented(404))
 async def job(engine: EngineDep, job_id: str) -> Response:
     """Show a job's tasks and whether its results are delivered."""
     shown = await engine.read(lambda connection: engine.queue.job(connection, job_id))
