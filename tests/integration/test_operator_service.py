@@ -135,7 +135,7 @@ def test_files_in_place_are_checked_by_the_service(service: Service) -> None:
     assert [(file.uri, file.size) for file in files] == [("liver/out/a.dcm", 5)]
     code, wrong = run(*command(service, "--input", str(output), "--input-uri", "out=wrong/place"))
     assert (code, wrong["error"]["code"]) == (7, "missing-file")
-    assert "wrong/place/a.dcm" in wrong["error"]["message"]
+    assert f"(here '{output}/a.dcm')" in wrong["error"]["message"]
     assert f"out: {output} is 'wrong/place' of payload payload1" in wrong["error"]["message"]
     assert len(service.client.tasks().items) == 1
 

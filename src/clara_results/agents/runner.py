@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,7 +163,7 @@ class Runner:
         untold = [file.uri for file in task.files or () if file.uri not in outcomes]
         if fault is None and untold:
             fault = ClaraResultsError(
-                f"{untold[0]!r} was left without an outcome", code="agent-fault"
+                f"{len(untold)} files were left without an outcome", code="agent-fault"
             )
         self._report(task, outcomes, files, fault)
 
@@ -195,7 +196,7 @@ class Runner:
         delivered = sum(o.outcome == Outcome.DELIVERED for o in outcomes.values())
         _log.info(
             "task %s: %s, %d of %d files delivered%s",
-            task.task_id, ended.state, delivered, len(task.files or ()), f": {fault}" if fault else "",
+            task.task_id, ended.state, delivered, len(task.files or ()), f": {fault.code}" if fault else "",
         )  # fmt: skip
 
     def _insist(self, call: Callable[[], Task]) -> Task:
@@ -241,5 +242,7 @@ class Runner:
 
 
 def _summary(failed: list[FileOutcome]) -> str:
-    first = failed[0]
-    return f"{len(failed)} of its files, the first {first.uri!r}: {first.message or first.code}"
+    """Return what became of files by codes: a URI, or a receiver's own words, may hold a patient's name."""
+    codes = Counter(outcome.code or outcome.outcome for outcome in failed)
+    listing = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
+    return f"{len(failed)} of its files failed: {listing}"

@@ -114,14 +114,21 @@ def _ours(_request: Request, error: Exception) -> Response:
 def _invalid(_request: Request, error: Exception) -> Response:
     # Only where and why: the value itself may be a patient's.
     faults = [
-        FieldError(_place(fault["loc"]), str(fault["msg"]))
+        FieldError(
+            _place(fault["loc"], unknown=fault["type"] == "extra_forbidden"), str(fault["msg"])
+        )
         for fault in cast("RequestValidationError", error).errors()
     ]
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:5])
     return problem(422, "invalid-request", detail or "the request can't be read", faults)
 
 
-def _place(location: Sequence[str | int]) -> str:
+def _place(location: Sequence[str | int], *, unknown: bool) -> str:
+    if unknown and not str(location[-1]).isidentifier():
+        location = [
+            *location[:-1],
+            "(another)",
+        ]  # a misspelt field's name helps; other text could be anything
     head, *rest = location
     parts = rest if head in {"body", "query", "path", "header"} and rest else location
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)

@@ -1,4 +1,7 @@
-"""The rules for names: agents, payloads, file URIs, destinations, application entities."""
+"""The rules for names: agents, payloads, file URIs, destinations, application entities.
+
+No message repeats what was refused: it could be anything, a patient's name too. Who calls says where it stood.
+"""
 
 import ipaddress
 import re
@@ -34,9 +37,7 @@ def agent_name(name: str) -> str:
         AgentNameInvalid: The name breaks ``AGENT_RULE``.
     """
     if not _AGENT.fullmatch(name):
-        raise AgentNameInvalid(
-            f"{name!r} is not an agent's name: {AGENT_RULE} (for example ClaraSCU)"
-        )
+        raise AgentNameInvalid(f"that is not an agent's name: {AGENT_RULE} (for example ClaraSCU)")
     return name.lower()
 
 
@@ -47,9 +48,7 @@ def payload_id(name: str) -> str:
         InvalidInput: The id breaks ``PAYLOAD_RULE``.
     """
     if not _PAYLOAD.fullmatch(name):
-        raise InvalidInput(
-            f"{name!r} is not a payload id: {PAYLOAD_RULE}", code="invalid-payload-id"
-        )
+        raise InvalidInput(f"that is not a payload id: {PAYLOAD_RULE}", code="invalid-payload-id")
     return name
 
 
@@ -65,11 +64,11 @@ def file_uri(uri: str) -> str:
         raise UnsafeUri(f"a safe URI has 1 to {URI_LIMIT} characters; this one has {len(uri)}")
     if any(part in {"", ".", ".."} for part in parts) or _DRIVE.match(uri):
         raise UnsafeUri(
-            f"{uri!r} is not a safe URI: relative to the payload, '/'-separated, "
-            "no empty part, '.', '..' or drive"
+            "that is not a safe URI: relative to the payload, '/'-separated, no empty part, '.', '..' or "
+            "drive"
         )
     if "\\" in uri or any(unicodedata.category(c) in {"Cc", "Cs"} for c in uri):
-        raise UnsafeUri(f"{uri!r} is not a safe URI: no back-slash and no control character")
+        raise UnsafeUri("that is not a safe URI: no back-slash and no control character")
     return uri
 
 
@@ -88,7 +87,7 @@ def destination_name(name: str) -> str:
         or name in {".", ".."}
     ):
         raise InvalidInput(
-            f"{name!r} is not a destination's name: {NAME_RULE}", code="invalid-destination"
+            f"that is not a destination's name: {NAME_RULE}", code="invalid-destination"
         )
     return name
 
@@ -106,9 +105,7 @@ def ae_title(title: str) -> str:
     """
     legal = all(" " <= c <= "~" and c != "\\" for c in title)
     if not 1 <= len(title) <= 16 or not title.strip() or not legal:
-        raise InvalidInput(
-            f"{title!r} is not an AE title: {AE_TITLE_RULE}", code="invalid-ae-title"
-        )
+        raise InvalidInput(f"that is not an AE title: {AE_TITLE_RULE}", code="invalid-ae-title")
     return title
 
 
@@ -120,7 +117,7 @@ def host(name: str) -> str:
     """
     if not _DNS.fullmatch(name) and not _is_address(name):
         raise InvalidInput(
-            f"{name!r} is not a host: {HOST_RULE}, without brackets or port", code="invalid-host"
+            f"that is not a host: {HOST_RULE}, without brackets or port", code="invalid-host"
         )
     return name
 

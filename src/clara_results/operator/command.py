@@ -251,7 +251,7 @@ def _as_text(outcome: _Outcome) -> Iterator[str]:
     for task in outcome.tasks or []:
         counts = asdict(task.counts)
         files = sum(counts.values())
-        parameters = _shown(task.parameters or "-")
+        parameters = _shown(data.destination(task.parameters) or "-")
         yield (
             f"{task.task_id}  {task.state}  {task.agent}  {parameters}  "
             f"{files} file{'' if files == 1 else 's'}"

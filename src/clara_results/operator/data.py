@@ -54,6 +54,14 @@ def parse(text: str) -> list[Any]:
         raise InvalidInput(_explained(text, fault), code="invalid-data") from None
 
 
+def destination(parameters: str | None) -> str | None:
+    """Return what is printed of a task's parameters: a text as it is, as it names where the task goes.
+
+    Other data may hold anything, a patient's name too, and what is printed ends up in logs.
+    """
+    return parameters if parameters is None or parameters.startswith('"') else "(data)"
+
+
 def canonical(value: Any) -> str:
     """Return parsed data as JSON without insignificant space."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -6,6 +6,7 @@ from functools import partial
 from clara_results.client import ResultsClient
 from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import State
+from clara_results.operator.data import destination
 from clara_results.operator.progress import Progress
 from clara_results.operator.submit import Persistence, Sleep
 from clara_results.wire.tasks import Task
@@ -62,7 +63,7 @@ def shortfall(task: Task) -> str | None:
     else:
         reason = ""
     state = f"is {task.state}" if task.state.finished else f"is still {task.state}"
-    return f"task {task.task_id} for {task.parameters or 'no destination'} {state}{reason}"
+    return f"task {task.task_id} for {destination(task.parameters) or 'no destination'} {state}{reason}"
 
 
 def _summary(tasks: Sequence[Task]) -> str:

@@ -120,9 +120,9 @@ def resolve(flags: Namespace, environment: Mapping[str, str]) -> Request:
     if agent is None:
         faults.missing.append(FieldError("agent", "--agent (who is to take the results up)"))
     else:
-        agent = faults.check(lambda: names.agent_name(agent), "")
+        agent = faults.check(lambda: _given(agent, names.agent_name), "")
     if ids["payload"]:
-        faults.check(lambda: names.payload_id(ids["payload"]), "")
+        faults.check(lambda: _given(ids["payload"], names.payload_id), "")
     if ids["operator"]:
         faults.check(lambda: _name(ids["operator"], "operator"), "")
     elements = faults.check(lambda: None if flags.data is None else data.parse(flags.data), None)
@@ -216,8 +216,16 @@ def _prefixes(texts: Iterable[str]) -> Sequence[tuple[str, str]]:
                 code="invalid-input-uri",
             )
         prefix = "" if prefix == "." else prefix.removesuffix("/") if prefix != "/" else prefix
-        found.append((name, names.file_uri(prefix) if prefix else ""))
+        found.append((name, _given(prefix, names.file_uri) if prefix else ""))
     return found
+
+
+def _given(value: str, check: Callable[[str], str]) -> str:
+    """Check a value; a message shows it, as it was given on this very command line."""
+    try:
+        return check(value)
+    except InvalidInput as error:
+        raise type(error)(f"{value!r}: {error}", code=error.code) from error
 
 
 def _name(name: str, what: str, remedy: str = "") -> str:

@@ -245,13 +245,15 @@ class FolderStore:
         except OSError as error:
             if error.errno in _NOT_THERE:
                 raise NotFound(
-                    f"payload {payload_id} holds no readable file {uri!r}", code="file-not-found"
+                    f"payload {payload_id} holds no readable file at that URI",
+                    code="file-not-found",
                 ) from error
             raise _disk(error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotFound(
-                f"{uri!r} in payload {payload_id} is not a regular file", code="file-not-found"
+                f"what payload {payload_id} holds at that URI is not a regular file",
+                code="file-not-found",
             )
         return fd
 
@@ -291,7 +293,7 @@ class FolderStore:
                     if part == "..":
                         os.close(below.pop())
                         if not below:
-                            raise UnsafeUri(f"{uri!r} leads out of its payload through a link")
+                            raise UnsafeUri("that URI leads out of its payload through a link")
                         todo = todo or ["."]
                     elif not todo:
                         return os.open(part, _READ, dir_fd=below[-1])
@@ -304,19 +306,19 @@ class FolderStore:
                     links += 1
                     if target is None or links > LINK_LIMIT:
                         raise NotADirectoryError(errno.ENOTDIR, "not a directory", uri) from error
-                    todo += self._below(folder, target, below, uri)
+                    todo += self._below(folder, target, below)
         finally:
             for fd in below:
                 os.close(fd)
 
     @staticmethod
-    def _below(folder: Path, target: str, below: list[int], uri: str) -> list[str]:
+    def _below(folder: Path, target: str, below: list[int]) -> list[str]:
         """Return a link's target as parts still to walk, last first; an absolute one starts over."""
         if target.startswith("/"):
             try:
                 target = str(Path(target).relative_to(folder))
             except ValueError:
-                raise UnsafeUri(f"{uri!r} leads out of its payload through a link") from None
+                raise UnsafeUri("that URI leads out of its payload through a link") from None
             while len(below) > 1:
                 os.close(below.pop())
         return [part for part in target.split("/") if part not in {"", "."}][::-1] or ["."]
@@ -427,9 +429,7 @@ class Upload:
                 inner = os.open(part, _WALK, dir_fd=fd)
             except OSError as error:
                 if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-                    raise UnsafeUri(
-                        f"{self._uri!r}: {part!r} is there, and is no folder"
-                    ) from error
+                    raise UnsafeUri("a folder of that URI is there, and is no folder") from error
                 raise
             finally:
                 os.close(fd)
@@ -447,13 +447,13 @@ class Upload:
             same = False  # a folder, a device, a link to nothing
         if not same:
             raise ExistsDifferently(
-                f"payload {self._payload_id} holds other content at {self._uri!r}; what a task "
+                f"payload {self._payload_id} holds other content at that URI; what a task "
                 "names never changes: choose another URI"
             )
 
     def _refused(self, error: OSError) -> ClaraResultsError:
         if error.errno == errno.ENAMETOOLONG:
-            return UnsafeUri(f"{self._uri!r} has a part that is too long for the payload's disk")
+            return UnsafeUri("that URI has a part that is too long for the payload's disk")
         return _disk(error)
 
 

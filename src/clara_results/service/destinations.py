@@ -55,7 +55,7 @@ def checked(body: Destination) -> Destination:
     if not 1 <= body.max_tasks <= 1000:
         faults.append(FieldError("maxTasks", f"{body.max_tasks} is not within 1 to 1000"))
     if body.kind not in KINDS:
-        faults.append(FieldError("kind", f"{body.kind!r} is not one of {', '.join(KINDS)}"))
+        faults.append(FieldError("kind", f"that is not one of {', '.join(KINDS)}"))
     if faults:
         raise InvalidInput(
             "; ".join(f.message for f in faults), code="invalid-destination", errors=faults
@@ -77,7 +77,7 @@ def find(connection: sa.Connection, name: str) -> DestinationView:
     """
     row = store.destination(connection, names.name_key(name))
     if row is None:
-        raise _unknown(name)
+        raise _unknown()
     return _view(row, task_store.unfinished_by_destination(connection))
 
 
@@ -105,7 +105,7 @@ def replace(
     if names.name_key(body.name) != key:
         _free(transaction, body.name)
     if not store.update_destination(transaction.connection, key, _columns(body, clock)):
-        raise _unknown(name)
+        raise _unknown()
     lanes.found_up(
         transaction, names.name_key(body.name), clock.now()
     )  # what was wrong may be mended
@@ -135,7 +135,7 @@ def resume(transaction: Transaction, name: str) -> DestinationView:
     if not lane_store.set_destination(
         transaction.connection, names.name_key(name), {"paused_at": None}
     ):
-        raise _unknown(name)
+        raise _unknown()
     _wake(transaction, name)
     return find(transaction.connection, name)
 
@@ -185,8 +185,8 @@ def _free(transaction: Transaction, name: str) -> None:
         )
 
 
-def _unknown(name: str) -> NotFound:
-    return NotFound(f"there is no destination {name!r}", code="destination-not-found")
+def _unknown() -> NotFound:
+    return NotFound("there is no destination of that name", code="destination-not-found")
 
 
 def _columns(body: Destination, clock: Clock) -> dict[str, object]:

@@ -127,7 +127,7 @@ class Queue:
         ]
         if wrong:
             raise InvalidInput(
-                f"a success report holds {wrong[0].uri!r} as {wrong[0].outcome}; report failure instead",
+                f"a success report holds a file as {wrong[0].outcome}; report failure instead",
                 code="contradictory-report",
             )
         row = self._held(transaction.connection, task_id, report.lease_token, ("succeeded",))
@@ -502,7 +502,8 @@ class Queue:
         strangers = store.unknown_uris(connection, row.id, [file.uri for file in told])
         if strangers:
             raise InvalidInput(
-                f"{strangers[0]!r} is no file of task {row.task_id}", code="unknown-file"
+                f"{len(strangers)} of the files told of are none of task {row.task_id}",
+                code="unknown-file",
             )
         now = self._clock.now()
         store.tell_files(

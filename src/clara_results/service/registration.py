@@ -297,7 +297,7 @@ def _file_faults(body: Registration) -> Iterator[FieldError]:
         where = f"{listed}[{index}]" + (".uri" if listed == "files" else "")
         yield from _fault(where, names.file_uri, file.uri)
         if file.uri in seen:
-            yield FieldError(where, f"{file.uri!r} is there twice")
+            yield FieldError(where, "the same URI is there twice")
         seen.add(file.uri)
         if file.size is not None and not 0 <= file.size < 1 << 63:
             yield FieldError(f"{listed}[{index}].size", f"{file.size} is not a number of bytes")
@@ -325,7 +325,7 @@ def _verify(body: Registration, stat: Callable[[str, str], StoredFile]) -> None:
             faults.append(FieldError(where.format(index), str(error)))
             continue
         if file.size is not None and there.size != file.size:
-            faults.append(FieldError(f"files[{index}].size", f"{file.uri!r} has {there.size} bytes there, not {file.size}"))  # fmt: skip
+            faults.append(FieldError(f"files[{index}].size", f"it has {there.size} bytes there, not {file.size}"))  # fmt: skip
     if faults:
         raise MissingFiles(
             f"{len(faults)} of {len(_files(body))} files are not in payload {body.payload_id} as "

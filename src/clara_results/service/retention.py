@@ -103,8 +103,8 @@ class Retention:
         gone = [uri for uri in wanted if not self._files.holds(payload_id, uri)]
         if gone:
             raise Gone(
-                f"{len(gone)} of {len(wanted)} files of payload {payload_id} are no more, the first "
-                f"{gone[0]!r}; run the pipeline again",
+                f"{len(gone)} of {len(wanted)} files of payload {payload_id} are no more; run the "
+                "pipeline again",
                 code="payload-gone",
             )
 

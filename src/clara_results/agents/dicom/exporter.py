@@ -120,8 +120,8 @@ class DicomExporter:
             if names.name_key(item.name) == names.name_key(name):
                 return item
         raise TaskRejected(
-            f"there is no DICOM destination {name!r}; there are: {listing}. Add it "
-            f"(clara-results destinations add) and retry the task",
+            f"there is no DICOM destination of the name that the task's data gives; there are: {listing}. "
+            "Add it (clara-results destinations add) and retry the task",
             code="unknown-destination",
         )
 
