@@ -101,7 +101,7 @@ def test_data_nested_too_deep_is_refused(local: "LocalService") -> None:
     for depth in [101, 300, 900, 5_000, 100_000]:
         nested = "[" * depth + "]" * depth
         answer = post_raw(local, json.dumps(BODY)[:-1] + f', "data": {nested}}}')
-        assert answer.status in {400, 422}, answer.data
+        assert answer.status == 422, answer.data
         assert answer.headers["Content-Type"] == "application/problem+json"
     nested = "[" * 100 + "]" * 100
     assert post_raw(local, json.dumps(BODY)[:-1] + f', "data": {nested}}}').status == 201
@@ -109,9 +109,7 @@ def test_data_nested_too_deep_is_refused(local: "LocalService") -> None:
 
 def test_a_body_that_is_no_registration_is_refused(local: "LocalService") -> None:
     for raw in [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"{'a': 1}", b"5", b"1" * 5000]:
-        answer = post_raw(local, raw)
-        assert answer.status in {400, 422}
-        assert answer.headers["Content-Type"] == "application/problem+json"
+        post_raw(local, raw).problem(422, "invalid-request")
 
 
 def test_a_hundred_thousand_files_are_taken_and_one_more_is_not(local: "LocalService") -> None:

@@ -143,6 +143,8 @@ def _http(_request: Request, error: Exception) -> Response:
         413: "too-large",
         416: "range-not-satisfiable",
     }
+    if plain.status_code == 400:  # the framework's, for a body that is not even text
+        return problem(422, "invalid-request", "the body can't be read: is it JSON in UTF-8?")
     return problem(
         plain.status_code,
         codes.get(plain.status_code, "http-error"),
