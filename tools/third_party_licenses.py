@@ -10,15 +10,16 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import distribution
 from pathlib import Path
 
-import swagger_ui_bundle
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "LICENSE-3rdParty"
+APACHE = ROOT / "LICENSE"
 SAMPLE_DATA = ROOT / "examples" / "data" / "LICENSE-pyradiomics.txt"
 _LICENCE_FILE = re.compile(r"(licen[cs]e|notice|copying|authors)", re.IGNORECASE)
 _PIN = re.compile(r"^(?P<pin>[A-Za-z0-9][^\\\n]*?)\s*\\?$", re.MULTILINE)
@@ -88,9 +89,14 @@ def _libraries(name: str) -> tuple[str, ...]:
 
 
 def _swagger_ui() -> Component:
-    version = Path(swagger_ui_bundle.swagger_ui_path).name.removeprefix("swagger-ui-")
+    script = resources.files("fastapi_swagger.resources").joinpath("swagger-ui-bundle.js")
+    version = re.search(r'PACKAGE_VERSION:"([\d.]+)"', script.read_text(encoding="utf-8"))
+    if version is None:
+        raise ValueError("the version of swagger-ui is not where it was")
     notice = "Copyright 2020-2021 SmartBear Software Inc."
-    return Component("swagger-ui", version, "Apache-2.0", (notice, *_texts("swagger-ui-bundle")))
+    return Component(
+        "swagger-ui", version[1], "Apache-2.0", (notice, APACHE.read_text(encoding="utf-8").strip())
+    )
 
 
 def _sample_volume() -> Component:

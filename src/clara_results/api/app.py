@@ -2,9 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-import swagger_ui_bundle
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
@@ -58,8 +56,8 @@ def create_app(
     access.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(metrics.Measured)  # outermost: what others refuse counts as well
-    assets = Path(swagger_ui_bundle.swagger_ui_path)
-    app.mount(DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
+    assets = StaticFiles(packages=[("fastapi_swagger", "resources")])
+    app.mount(DOCS_ASSETS, assets, name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
