@@ -244,6 +244,51 @@ def test_a_database_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert {first, second} <= {each.task_id for each in claimed}
 
 
+FULL = """
+import os, sys
+from pathlib import Path
+from clara_results.payloads import FolderStore
+
+root = Path(sys.argv[1])
+for payload in ("some", "whole"):
+    folder = root / payload / "op"
+    folder.mkdir(parents=True)
+    for name in "ab":
+        (folder / name).write_bytes(b"x")
+count = 0
+try:
+    while True:
+        (root / f"filler-{count}").touch()
+        count += 1
+except OSError as error:
+    assert error.errno == 28, error
+store = FolderStore(root)
+store.clear(store.set_aside("some", ["op/a", "op/b", "op/not there"]))
+(root / "filler").touch()  # there is room again
+while True:
+    try:
+        (root / f"filler-{count}").touch()
+    except OSError:
+        break
+    count += 1
+store.clear(store.set_aside("whole"))
+print(*sorted(path.name for path in root.iterdir() if "filler" not in path.name))
+"""
+
+
+def test_files_are_removed_from_a_disk_that_is_full(
+    small_disk: Starter, require_tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    """A disk without a free inode takes no new folder to set files aside."""
+    mounted = tmp_path / "no-inode"
+    mounted.mkdir()
+    mount = 'mount -t tmpfs -o nr_inodes=20 none "$0" && exec "$@"'
+    command = [require_tool("unshare"), "-rm", "sh", "-c", mount, str(mounted), sys.executable, "-c", FULL, str(mounted)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
 def test_the_mark_is_looked_at_for_each_upload(local: "LocalService") -> None:
     path = "/api/payloads/pay/files/a"
     local.engine.payloads.low = 1 << 60

@@ -258,21 +258,20 @@ class FolderStore:
         return fd
 
     def _set_aside(self, payload_id: str, uris: Iterable[str] | None, aside: Path) -> None:
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (aside.parent if uris is None else aside).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in _FULL:  # what can't be set aside is removed where it is
+                raise
         if uris is None:
             folder = self._payload(payload_id)
             try:
                 folder.rename(aside)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in _FULL | {errno.ENOENT}:
                     raise
-                shutil.rmtree(folder)  # a full disk has no room for the new name either
+                shutil.rmtree(folder)
             return
-        try:
-            aside.mkdir()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
         for number, uri in enumerate(uris):
             *inner, name = names.file_uri(uri).split("/")
             folders = [names.payload_id(payload_id), *inner]
