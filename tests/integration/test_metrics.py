@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
+from clara_results.domain.scopes import Scopes
 from clara_results.domain.tasks import Outcome, State
 from clara_results.service import access
 from clara_results.service.census import FRESH
@@ -179,7 +180,7 @@ def test_metrics_are_for_those_who_may_read(local: "LocalService", database_url:
     with access.opened(database_url) as database:
         made = database.write(
             lambda tx: access.create(
-                tx, "prometheus", access.Scopes(frozenset({"read"})), None, local.clock.now()
+                tx, "prometheus", Scopes(frozenset({"read"})), None, local.clock.now()
             )
         ).result(20)
     local.clock.advance(5)
