@@ -229,7 +229,7 @@ def test_the_command_copies_what_a_running_service_has_and_a_service_starts_from
     restored = service(database=f"sqlite:///{target}")
     assert restored.client.task(task.task_id).job_id == "job"
     assert [each.task_id for each in restored.client.tasks().items] == [task.task_id]
-    assert running.client.task(after.task_id)
+    assert running.client.task(after.task_id).state == "Pending"
 
 
 def test_a_second_service_on_the_file_is_refused_and_other_commands_are_not(

@@ -31,7 +31,7 @@ INCOMING = ".incoming"
 """Folder below the root in which uploads grow; no payload's id begins with a dot."""
 LINK_LIMIT = 40
 CHUNK = 1 << 20
-PLACE_TRIES = 3
+PLACE_TRIES = 20
 """Tries to put a file into a folder that others remove at the same moment."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WALK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
