@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from clara_results.domain.tasks import Outcome, State
+from clara_results.store import lanes as store
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import FailureReport, Release, Renewal, SuccessReport, Task
 from tests.integration.conftest import told
@@ -210,3 +211,39 @@ def test_a_waiting_claim_gets_the_place_that_becomes_free(local: "LocalService")
     succeed(local, first)
     waiting.join(4)  # well before it would look by itself
     assert len(found) == 1
+
+
+def test_names_that_are_no_destinations_are_forgotten_once_nothing_waits_for_them(
+    local: "LocalService",
+) -> None:
+    add(local, "Archive")
+    register(local, "Archive")
+    register(local, "Done-Once")
+    register(local, "Still-Waiting")
+    register(local, "Failed-Once", priority=100)
+    failed = local.claim()
+    local.client.fail(failed.task_id, FailureReport(retry_later=False))
+    register(local, "In-Progress", priority=100)
+    held = local.claim()
+    assert held.parameters == '"In-Progress"'
+    for task in local.client.tasks(destination="Done-Once").items:
+        local.client.cancel(task.task_id)
+    assert local.engine.pruner.round().faults == []
+    lanes = local.engine._database.read(lambda connection: store.lanes_of(connection, "clarascu"))
+    assert {row.destination for row in lanes.result(10)} == {
+        "archive",
+        "still-waiting",
+        "in-progress",
+    }
+    # What is given back, retried, or registered anew, is found again.
+    local.client.release(held.task_id, Release(lease_token=held.lease_token or ""))
+    local.client.retry(failed.task_id)
+    register(local, "Done-Once")
+    claimed = {task.parameters for task in local.client.claim("clarascu", size=10)}
+    assert claimed == {
+        '"Archive"',
+        '"Done-Once"',
+        '"Still-Waiting"',
+        '"In-Progress"',
+        '"Failed-Once"',
+    }

@@ -11,6 +11,7 @@ from clara_results.domain.clock import Clock
 from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service.retention import Retention, ago
+from clara_results.store import lanes as lane_store
 from clara_results.store import retention as store
 from clara_results.store.database import Database, Transaction
 
@@ -89,7 +90,7 @@ class Pruner:
     def round(self) -> Pruned:
         """Remove all whose time is over. A step that fails is told in the log, and does not keep back the others."""
         pruned = Pruned()
-        steps = (self._sweep, self._look_at_disk, self._remove_files, self._forget_tasks, self._forget_rest)  # fmt: skip
+        steps = (self._sweep, self._look_at_disk, self._remove_files, self._forget_tasks, self._forget_rest, self._forget_lanes)  # fmt: skip
         with self._round:
             for step in steps:
                 if not self._closing.is_set():
@@ -163,6 +164,20 @@ class Pruner:
         while before is not None and not self._closing.is_set():
             if not self._database.write(partial(_forget_rest, before=before)).result():
                 return
+
+    def _forget_lanes(self, _pruned: Pruned) -> None:
+        while not self._closing.is_set():
+            if not self._database.write(_forget_lanes).result():
+                return
+
+
+def _forget_lanes(transaction: Transaction) -> int:
+    """Forget lanes of names that were once registered for and are no destinations: claims walk every lane."""
+    connection = transaction.connection
+    found = lane_store.stray_lanes(connection, ROWS)
+    for lane in found:
+        lane_store.delete_stray_lane(connection, lane.agent, lane.destination)
+    return len(found)
 
 
 def _forget_tasks(transaction: Transaction, before: datetime) -> int:

@@ -337,7 +337,7 @@ class Queue:
         """
         rows = store.by_job(connection, job_id)
         if not rows:
-            raise NotFound(f"no results were registered for job {job_id}", code="job-not-found")
+            raise NotFound("no results were registered for that job", code="job-not-found")
         current = [row for row in rows if row.superseded_by is None]
         missing = [row for row in current if row.state != State.SUCCEEDED]
         states: dict[str, int] = {}
@@ -455,6 +455,7 @@ class Queue:
             )
         decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
         self._retention.keep(connection, row.payload_id, store.undelivered(connection, row.id))
+        lane_store.add_lane(connection, row.agent, row.destination)  # it may have been forgotten
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
         values = self._decided(decision, now) | self._count(connection, row.id)
         self._move(transaction, row, values)

@@ -10,15 +10,46 @@ from clara_results.domain.tasks import State
 from clara_results.store.schema import destinations, lanes, tasks
 
 Row = sa.Row[*tuple[Any, ...]]
+UNFINISHED = (State.PENDING, State.IN_PROGRESS)
 
 
 def add_lane(connection: sa.Connection, agent: str, destination: str) -> None:
-    """Make a lane known, if it is not yet."""
+    """Make a lane known, if it is not yet; until this transaction ends nobody removes it."""
     found = sa.select(lanes.c.agent).where(
         lanes.c.agent == agent, lanes.c.destination == destination
     )
-    if connection.execute(found).one_or_none() is None:
+    if connection.execute(found.with_for_update(read=True)).one_or_none() is None:
         connection.execute(lanes.insert().values(agent=agent, destination=destination))
+
+
+def stray_lanes(connection: sa.Connection, size: int) -> Sequence[Row]:
+    """Return lanes, locked, of destinations that are not set up, with no unfinished task as it seems."""
+    unfinished = sa.select(tasks.c.id).where(
+        tasks.c.agent == lanes.c.agent,
+        tasks.c.destination == lanes.c.destination,
+        tasks.c.state.in_(UNFINISHED),
+    )
+    set_up = sa.select(destinations.c.name_key).where(
+        destinations.c.name_key == lanes.c.destination
+    )
+    found = sa.select(lanes).where(
+        lanes.c.destination != "", ~unfinished.exists(), ~set_up.exists()
+    )
+    return connection.execute(found.limit(size).with_for_update(skip_locked=True)).all()
+
+
+def delete_stray_lane(connection: sa.Connection, agent: str, destination: str) -> None:
+    """Forget a locked lane, if it still has no unfinished task now that nobody can add one."""
+    unfinished = sa.select(tasks.c.id).where(
+        tasks.c.agent == agent,
+        tasks.c.destination == destination,
+        tasks.c.state.in_(UNFINISHED),
+    )
+    connection.execute(
+        lanes.delete().where(
+            lanes.c.agent == agent, lanes.c.destination == destination, ~unfinished.exists()
+        )
+    )
 
 
 def lanes_of(connection: sa.Connection, agent: str) -> Sequence[Row]:
