@@ -181,10 +181,14 @@ def test_names_compare_without_case(
 @pytest.mark.parametrize(
     ("parameters", "code", "words"),
     [
-        ('"Elsewhere"', "unknown-destination", "'Elsewhere'; there are: Pacs"),
+        (
+            '"Elsewhere"',
+            "unknown-destination",
+            "no DICOM destination of the name .*; there are: Pacs",
+        ),
         (None, "unusable-parameters", "no parameters; .* There are: Pacs"),
         ("", "unusable-parameters", "no JSON string"),
-        ("Pacs", "unusable-parameters", "parameters Pacs are no JSON string"),
+        ("Pacs", "unusable-parameters", "parameters are no JSON string"),
         ('{"name": "Pacs"}', "unusable-parameters", "no JSON string"),
         ('["Pacs"]', "unusable-parameters", "a whole array, as an older release"),
         ("7" * 5000, "unusable-parameters", "no JSON string"),
@@ -196,7 +200,8 @@ def test_parameters_that_name_no_destination(
     with pytest.raises(TaskRejected, match=words) as caught:
         exporter(1).deliver(FolderDelivery(tmp_path, parameters))
     assert caught.value.code == code
-    assert len(str(caught.value)) < 500
+    shown = str(caught.value).replace("here are: Pacs", "")
+    assert not parameters or parameters not in shown  # they may be anything
 
 
 def test_only_dicom_destinations_count(tmp_path: Path) -> None:

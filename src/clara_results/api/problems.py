@@ -31,6 +31,8 @@ _STATUS: tuple[tuple[type[ClaraResultsError], int], ...] = (
     (Gone, 410),
     (ServiceUnavailable, 503),
 )
+_UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+"""Types of pydantic's faults whose place ends with a name that the caller made up."""
 _BY_CODE = {"storage-full": 507}
 _log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ def _invalid(_request: Request, error: Exception) -> Response:
     # Only where and why: the value itself may be a patient's.
     faults = [
         FieldError(
-            _place(fault["loc"], unknown=fault["type"] == "extra_forbidden"), str(fault["msg"])
+            _place(fault["loc"], unknown=fault["type"] in _UNKNOWN), str(fault["msg"])
         )
         for fault in cast("RequestValidationError", error).errors()
     ]

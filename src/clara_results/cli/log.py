@@ -54,6 +54,8 @@ def set_up_logging(settings: Settings) -> None:
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     logging.getLogger("clara_results").setLevel(level)
     logging.getLogger("uvicorn.access").disabled = True  # its paths hold file names
+    for quoting in ("pydicom", "pynetdicom"):  # the values that they warn of
+        logging.getLogger(quoting).setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_first_line)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").disabled = True

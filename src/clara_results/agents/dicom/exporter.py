@@ -33,8 +33,6 @@ ABORT_LIMIT = 3
 different instances in a row that may, before it is the receiver that counts as broken."""
 REMEMBERED_TASKS = 1000
 """Tasks whose troublesome instances are remembered from one attempt to the next."""
-SHOWN = 200
-"""Characters of unusable parameters that a message shows."""
 TICK = 0.1
 """Seconds between the checkpoints of a pause."""
 QUICK_RELEASE = 1.0
@@ -137,11 +135,11 @@ def _name(parameters: str | None, known: str) -> str:
             name = None
         if isinstance(name, str):
             return name
-        what = f"the task's parameters {parameters[:SHOWN]} are "
-        what += (
-            "a whole array, as an older release made them, not one of its elements"
+        # Not shown: they may hold anything, a patient's name too.
+        what = (
+            "the task's parameters are a whole array, as an older release made them, not one of its elements"
             if isinstance(name, list)
-            else "no JSON string"
+            else "the task's parameters are no JSON string"
         )
     raise TaskRejected(
         f"{what}; they must name a destination. There are: {known}. Register with "
