@@ -414,3 +414,24 @@ def test_retry_starts_a_failed_task_again_with_what_is_not_delivered(local: "Loc
     assert local.claim().uris == ["b"]
     with pytest.raises(Refused, match="InProgress"):
         local.client.retry(task.task_id)
+
+
+# What only one kind of database would mind
+
+
+def test_odd_characters_are_kept_found_or_refused_but_never_a_fault(local: "LocalService") -> None:
+    for query in ("q=%00", "jobId=%00", "agent=%ff", "q='%22%3B--%25", "destination=%F0%9F%98%80"):
+        assert local.call("GET", f"/api/tasks?{query}").status in {200, 422}
+    for path in ("/api/jobs/%00", "/api/destinations/%00", "/api/jobs/a%0a"):
+        assert local.call("GET", path).status in {404, 422}
+    assert local.call("POST", "/api/tasks/cancel", {"jobId": "\0"}).status in {200, 422}
+    assert local.call("POST", "/api/tasks/cancel", {"jobId": "\ud800"}).status in {200, 422}
+    (task,) = local.register("a", data=["NUL \0 in a name"])
+    local.claim()
+    file = {"uri": "a", "outcome": "retry", "code": "\0", "message": "\0 \ud800 \U0001f600"}
+    body = {"retryLater": True, "files": [file], "code": "\0", "message": "x\0y"}
+    answer = local.call("PUT", f"/api/tasks/failure/{task.task_id}", body)
+    assert (answer.status, answer.json["state"]) == (200, "Pending")
+    assert answer.json["lastError"] == {"code": "?", "message": "x?y"}
+    (kept,) = local.client.files(task.task_id).items
+    assert kept.message == "? ? \U0001f600"
