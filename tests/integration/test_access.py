@@ -30,6 +30,7 @@ from tests.integration.conftest import FakeClock
 if TYPE_CHECKING:
     from tests.integration.conftest import Answer, LocalService
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 OTHER_ADDRESS = "127.0.0.2"
 """Loopback too, but not where other calls come from."""
 SCOPES = (*PLAIN, "agent:clarascu", "agent:other", "agent:*")
@@ -108,6 +109,21 @@ def test_no_route_that_changes_anything_is_open() -> None:
     assert all(method == "GET" for (method, _), rule in RULES.items() if rule == OPEN)
 
 
+def test_the_documented_table_is_this_one() -> None:
+    agents = {
+        As.ANY: "`agent:NAME` of any agent",
+        As.NAMED: "`agent:NAME` of the agent named",
+        As.HOLDER: "`agent:NAME` of the task's agent",
+    }
+    rows = []
+    for (method, path), rule in RULES.items():
+        who = [f"`{scope}`" for scope in rule.scopes] + [agents[a] for a in As if a is rule.agent]
+        call = f"{method} {path.replace(':path}', '}')}"
+        rows.append(f"| `{call}` | {' or '.join(who) or 'everyone'} |")
+    documented = re.findall(r"^\| `[A-Z]+ /.*$", DOCUMENT.read_text(), re.MULTILINE)
+    assert documented == rows
+
+
 def expected(rule: Rule, scope: str) -> bool:
     """Say whether a scope alone is enough for a call about ``clarascu`` or one of its tasks."""
     if IMPLIED.get(scope, {scope}) & set(rule.scopes):
@@ -126,10 +142,10 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
     made = {scope: make_token(scope, name=re.sub(r"\W", "-", scope) + "1") for scope in SCOPES}
     places = {
         "agent": "ClaraSCU", "task_id": task.task_id, "job_id": "job", "payload_id": "pay",
-        "uri:path": "op/a.dcm", "name": "nowhere",
+        "uri": "op/a.dcm", "name": "nowhere",
     }  # fmt: skip
     for (method, route), rule in RULES.items():
-        path = re.sub(r"\{([^}]+)\}", lambda found: places[found[1]], route)
+        path = re.sub(r"\{(\w+)(:path)?\}", lambda found: places[found[1]], route)
         if route == "/api/events":
             path += "?lastEventId=none"  # refused once it is let in: a stream would have no end
         where = f"{method} {route}"

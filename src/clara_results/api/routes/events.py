@@ -16,8 +16,8 @@ router = APIRouter(tags=["Service"], route_class=GuardedRoute)
 MEDIA_TYPE = "text/event-stream"
 ASK_AGAIN = 2000
 """Milliseconds after which a reader whose stream ended is to come back."""
-CHECK_EVERY = 15.0
-"""Seconds between looks whether a reader's token still counts."""
+CHECK_EVERY = 2.0
+"""Seconds after which a reader's token is looked at again before more events go out to it."""
 _STREAM: Responses = {
     200: {
         "description": "Events named `task`; `data` is one JSON object, `id` the position to resume at",
