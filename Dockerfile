@@ -3,7 +3,8 @@
 #   docker build --target service --tag clara/results .             service, agents and command line
 # Every package comes from a lock file and is checked by its hash. Both images run as user 10001.
 
-ARG PYTHON_VERSION=3.13
+# The version that the tests run on.
+ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS base
 ENV PATH=/opt/clara-results/bin:$PATH \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv, or bring it up to date: exactly the packages of requirements-dev.lock, each checked by its hash, and
-# this package itself as it lies here (editable). Needs Python 3.11 or later with its venv module.
+# this package itself as it lies here (editable). Takes the oldest Python that is supported, 3.11, where it is installed
+# with its venv module; else a later one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +10,7 @@ suits() {
 }
 
 if ! suits .venv/bin/python; then
-  for python in python3.13 python3.12 python3.11 python3; do
+  for python in python3.11 python3.12 python3.13 python3; do
     if suits "$python"; then
       echo "making .venv with $("$python" --version)"
       "$python" -m venv --clear .venv
@@ -18,7 +19,7 @@ if ! suits .venv/bin/python; then
   done
 fi
 if ! suits .venv/bin/python; then
-  echo "No Python 3.11 or later with its venv module was found (looked for python3.13, python3.12, python3.11," \
+  echo "No Python 3.11 or later with its venv module was found (looked for python3.11, python3.12, python3.13," \
     "python3). Install one; on Debian: apt-get install python3 python3-venv" >&2
   exit 1
 fi
