@@ -54,7 +54,7 @@ def test_huge_integers_are_exact() -> None:
         ("", "Expecting value", (1, 1)),
         ("Orthanc", "Expecting value", (1, 1)),
         ("[Orthanc]", "Expecting value", (1, 2)),
-        ('["a",]', "", (1, 6)),
+        ('["a",,"b"]', "Expecting value", (1, 6)),
         ('["a"\n"b"]', "Expecting ',' delimiter", (2, 1)),
         ('["a"] x', "Extra data", (1, 7)),
         ('"Orthanc"', "it is a string, not an array", (1, 1)),

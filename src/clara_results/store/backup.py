@@ -100,8 +100,8 @@ def _check_target(source: Path, target: Path, *, replace: bool) -> None:
 def _copy(source: Path, aside: Path, progress: Callable[[int, int], None]) -> None:
     address = f"file:{quote(str(source.absolute()))}?mode=rw"
     with (
-        contextlib.closing(sqlite3.connect(address, BUSY_SECONDS, uri=True)) as there,
-        contextlib.closing(sqlite3.connect(aside, BUSY_SECONDS)) as copy,
+        contextlib.closing(sqlite3.connect(address, timeout=BUSY_SECONDS, uri=True)) as there,
+        contextlib.closing(sqlite3.connect(aside, timeout=BUSY_SECONDS)) as copy,
     ):
         there.isolation_level = None
         copy.isolation_level = None
