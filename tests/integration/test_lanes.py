@@ -4,9 +4,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from clara_results.domain.tasks import Outcome, State
-from clara_results.store import lanes as store
+from clara_results.store import schema
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import FailureReport, Release, Renewal, SuccessReport, Task
 from tests.integration.conftest import told
@@ -229,7 +230,9 @@ def test_names_that_are_no_destinations_are_forgotten_once_nothing_waits_for_the
     for task in local.client.tasks(destination="Done-Once").items:
         local.client.cancel(task.task_id)
     assert local.engine.pruner.round().faults == []
-    lanes = local.engine._database.read(lambda connection: store.lanes_of(connection, "clarascu"))
+    lanes = local.engine._database.read(
+        lambda connection: connection.execute(sa.select(schema.lanes)).all()
+    )
     assert {row.destination for row in lanes.result(10)} == {
         "archive",
         "still-waiting",
@@ -247,3 +250,15 @@ def test_names_that_are_no_destinations_are_forgotten_once_nothing_waits_for_the
         '"In-Progress"',
         '"Failed-Once"',
     }
+
+
+def test_any_number_of_names_that_are_no_destinations_costs_a_claim_little(
+    local: "LocalService",
+) -> None:
+    for number in range(20):
+        local.register(data=[f"name {number}-{n}" for n in range(50)], job_id=f"job{number}")
+    statements: list[str] = []
+    engine = local.engine._database.engine
+    sa.event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    local.claim()
+    assert len(statements) < 60  # whatever the number of names

@@ -23,13 +23,14 @@ class Lane:
     """One lane as it stands.
 
     Attributes:
-        destination: Its destination's key; empty where tasks name none.
+        destination: Its destination's key; empty where tasks name none; None for all names together that are no
+            destinations: there may be any number of them, and none has a limit.
         room: How many tasks may be claimed of it now; None: any number.
         opens_at: When it has room by itself; None: now, or not before something happens.
         down: Whether a task of it goes out as a probe.
     """
 
-    destination: str
+    destination: str | None
     room: int | None
     opens_at: datetime | None = None
     down: bool = False
@@ -40,17 +41,19 @@ def lanes(
 ) -> list[Lane]:
     """Return an agent's lanes; with ``lock`` nobody else claims for their destinations meanwhile."""
     rows = store.lanes_of(connection, agent)
-    limited = sorted(row.destination for row in rows if row.name_key is not None)
+    limited = sorted(row.destination for row in rows)
     if lock and limited:
         store.lock_lanes(connection, limited)
         rows = store.lanes_of(connection, agent)
     held = store.held(connection, limited) if limited else {}
-    return [_lane(row, held.get(row.destination, 0), now) for row in rows]
+    return [
+        Lane("", None),
+        Lane(None, None),
+        *[_lane(row, held.get(row.destination, 0), now) for row in rows],
+    ]
 
 
 def _lane(row: store.Row, held: int, now: datetime) -> Lane:
-    if row.name_key is None:
-        return Lane(row.destination, None)
     if row.paused_at is not None:
         return Lane(row.destination, 0)
     if row.down_since is not None:
@@ -69,7 +72,7 @@ def heads(
         room = size if lane.room is None else min(size, lane.room)
         if room:
             found += store.head(connection, agent, lane.destination, now, room)
-        if lane.down:
+        if lane.down and lane.destination is not None:
             down.add(lane.destination)
     found.sort(key=lambda row: (-row.priority, row.turn, row.id))
     chosen = found[:size]

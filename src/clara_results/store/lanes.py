@@ -53,14 +53,27 @@ def delete_stray_lane(connection: sa.Connection, agent: str, destination: str) -
 
 
 def lanes_of(connection: sa.Connection, agent: str) -> Sequence[Row]:
-    """Return an agent's lanes, each with what its destination allows (None where no such one is set up)."""
-    columns = ("name_key", "max_tasks", "paused_at", "down_since", "probe_at")
+    """Return an agent's lanes to destinations that are set up, each with what its destination allows."""
+    columns = ("max_tasks", "paused_at", "down_since", "probe_at")
     found = (
         sa.select(lanes.c.destination, *[destinations.c[name] for name in columns])
-        .join(destinations, destinations.c.name_key == lanes.c.destination, isouter=True)
+        .join(destinations, destinations.c.name_key == lanes.c.destination)
         .where(lanes.c.agent == agent)
     )
     return connection.execute(found).all()
+
+
+def _of_lane(agent: str, destination: str | None) -> sa.ColumnElement[bool]:
+    """Return the condition for an agent's tasks of one lane; None: of all lanes to names that are not set up."""
+    if destination is not None:
+        return sa.and_(tasks.c.agent == agent, tasks.c.destination == destination)
+    set_up = sa.select(destinations.c.name_key).where(
+        destinations.c.name_key == lanes.c.destination
+    )
+    strays = sa.select(lanes.c.destination).where(
+        lanes.c.agent == agent, lanes.c.destination != "", ~set_up.exists()
+    )
+    return sa.and_(tasks.c.agent == agent, tasks.c.destination.in_(strays))
 
 
 def lock_lanes(connection: sa.Connection, names: Sequence[str]) -> None:
@@ -78,14 +91,13 @@ def held(connection: sa.Connection, names: Sequence[str]) -> dict[str, int]:
 
 
 def head(
-    connection: sa.Connection, agent: str, destination: str, now: datetime, size: int
+    connection: sa.Connection, agent: str, destination: str | None, now: datetime, size: int
 ) -> Sequence[Row]:
     """Return the tasks at the head of a lane that are due, locked; those that another claim has are passed over."""
     found = (
         sa.select(tasks)
         .where(
-            tasks.c.agent == agent,
-            tasks.c.destination == destination,
+            _of_lane(agent, destination),
             tasks.c.state == State.PENDING,
             tasks.c.due_at <= now,
         )
@@ -96,10 +108,10 @@ def head(
     return connection.execute(found).all()
 
 
-def next_due(connection: sa.Connection, agent: str, destination: str) -> datetime | None:
+def next_due(connection: sa.Connection, agent: str, destination: str | None) -> datetime | None:
     """Return when the first Pending task of a lane is due."""
     found = sa.select(sa.func.min(tasks.c.due_at)).where(
-        tasks.c.agent == agent, tasks.c.destination == destination, tasks.c.state == State.PENDING
+        _of_lane(agent, destination), tasks.c.state == State.PENDING
     )
     moment: datetime | None = connection.scalar(found)
     return moment
