@@ -116,9 +116,7 @@ def _ours(_request: Request, error: Exception) -> Response:
 def _invalid(_request: Request, error: Exception) -> Response:
     # Only where and why: the value itself may be a patient's.
     faults = [
-        FieldError(
-            _place(fault["loc"], unknown=fault["type"] in _UNKNOWN), str(fault["msg"])
-        )
+        FieldError(_place(fault["loc"], unknown=fault["type"] in _UNKNOWN), str(fault["msg"]))
         for fault in cast("RequestValidationError", error).errors()
     ]
     detail = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:5])
