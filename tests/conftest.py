@@ -15,16 +15,20 @@
     ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``.
 ``database_url``
     URL of an empty database of the test's own; a test that takes it runs on SQLite and on PostgreSQL.
+``own_postgres``
+    A running PostgreSQL of the test's own, which it may kill, freeze and start again: a ``PostgresServer``.
 ``write_ct``
     ``write_ct(path, number=3)`` writes one small valid CT instance: see ``CtWriter``.
 
 For annotations import the classes from ``tests.conftest`` below ``if TYPE_CHECKING:``.
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -438,36 +442,69 @@ def agent(tmp_path: Path) -> Iterator[AgentStarter]:
         yield start
 
 
-class Postgres:
-    """A PostgreSQL server: the one that ``DATABASE_URL`` names, else one of the system's own programs."""
+class PostgresServer:
+    """A PostgreSQL server of the tests' own, made of the system's programs.
 
-    def __init__(self, initdb: str | None, postgres: str | None, folder: Path) -> None:
-        self._count = 0
-        given = os.environ.get("DATABASE_URL")
-        if given is not None:
-            self._server = None
-            self.url = given
-            return
-        assert initdb is not None
-        assert postgres is not None
+    Attributes:
+        url: Its first database.
+    """
+
+    def __init__(self, require_tool: Callable[[str], str], folder: Path) -> None:
+        """Make a server's data in a folder that other users may look into; ``start`` runs it."""
         # It refuses to run as root.
         unprivileged = ["setpriv", "--reuid=nobody", "--clear-groups"] if os.getuid() == 0 else []
         if unprivileged:
             shutil.chown(folder, "nobody")
         data = folder / "data"
         subprocess.run(
-            [*unprivileged, initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8",
-             "--locale=C.UTF-8", "--no-sync"],
+            [*unprivileged, require_tool("initdb"), "-D", str(data), "-U", "postgres", "-A", "trust",
+             "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
             check=True, capture_output=True, cwd="/",
         )  # fmt: skip
         port = _free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._server = ServerProcess(
-            [*unprivileged, postgres, "-D", str(data), "-p", str(port), "-k", str(folder),
+            [*unprivileged, require_tool("postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
              "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200"],
             folder.parent / "postgres.log",
         )  # fmt: skip
+
+    def start(self) -> None:
+        """Run it, on the same port and data as before."""
         self._server.start(self._is_up)
+
+    def kill(self) -> None:
+        """End all its processes at once (SIGKILL); its data stay."""
+        try:
+            processes = self._processes()
+        except AssertionError:
+            return  # it does not run
+        self._signal(processes, signal.SIGKILL)
+        self._server.kill()
+        eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in processes), "its end")
+
+    def freeze(self) -> None:
+        """Have all its processes stand still (SIGSTOP): connections stay, and get no answer."""
+        self._signal(self._processes(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have them go on."""
+        self._signal(self._processes(), signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        main = self._server.pid
+        parents = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(status.parent.name)] = int(
+                    status.read_text().rpartition(")")[2].split()[1]
+                )
+        return [main, *(process for process, parent in parents.items() if parent == main)]
+
+    def _signal(self, processes: list[int], number: int) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _is_up(self) -> bool:
         try:
@@ -475,6 +512,14 @@ class Postgres:
         except psycopg.OperationalError:
             return False
         return True
+
+
+class Postgres:
+    """A PostgreSQL server that tests share, each with databases of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._count = 0
 
     def new_database(self) -> str:
         """Make an empty database and return its URL."""
@@ -484,27 +529,45 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url.rpartition("/")[0] + "/" + name
 
-    def stop(self) -> None:
-        """End the server at once, if it is of our own."""
-        if self._server is not None:
-            self._server.kill()
-
 
 @pytest.fixture(scope="session")
-def postgres(require_tool: Callable[[str], str]) -> Iterator[Postgres]:
-    """Run a PostgreSQL server for this process's tests."""
+def postgres_folder() -> Iterator[Path]:
+    """Give a folder that PostgreSQL, which does not run as root, may look into."""
     # Not below pytest's own folder: every session that starts takes that away from other users again.
     with tempfile.TemporaryDirectory(prefix="clara-results-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
-        inner = folder / "server"
-        inner.mkdir()
-        if os.environ.get("DATABASE_URL") is None:
-            server = Postgres(require_tool("initdb"), require_tool("postgres"), inner)
-        else:
-            server = Postgres(None, None, inner)
-        yield server
-        server.stop()
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres(require_tool: Callable[[str], str], postgres_folder: Path) -> Iterator[Postgres]:
+    """Run a PostgreSQL server for this process's tests, or take the one that ``DATABASE_URL`` names."""
+    given = os.environ.get("DATABASE_URL")
+    if given is not None:
+        yield Postgres(given)
+        return
+    folder = postgres_folder / "server"
+    folder.mkdir()
+    server = PostgresServer(require_tool, folder)
+    server.start()
+    yield Postgres(server.url)
+    server.kill()
+
+
+@pytest.fixture
+def own_postgres(
+    require_tool: Callable[[str], str], postgres_folder: Path
+) -> Iterator[PostgresServer]:
+    """Run a PostgreSQL server for one test, which may do anything to it."""
+    folder = Path(tempfile.mkdtemp(dir=postgres_folder))
+    folder.chmod(0o755)
+    inner = folder / "server"
+    inner.mkdir()
+    server = PostgresServer(require_tool, inner)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -47,9 +47,11 @@ def scrape(local: "LocalService", **headers: str) -> dict[tuple[str, ...], float
 
 
 def fresh(local: "LocalService") -> dict[tuple[str, ...], float]:
-    """Scrape once what was asked of the database before is no longer good enough."""
-    begun = time.monotonic()
+    """Scrape until what is told was asked of the database from now on."""
+    begun, enumerator = time.monotonic(), local.engine.enumerator
     eventually(lambda: time.monotonic() - begun > FRESH, "the last census is old")
+    before = enumerator.taken
+    eventually(lambda: bool(scrape(local)) and enumerator.taken > before, "a census is taken")
     return scrape(local)
 
 

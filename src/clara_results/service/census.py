@@ -14,7 +14,7 @@ from clara_results.service.metrics import Disk, Standing, standing
 
 FRESH = 1.0
 """Seconds for which a census is as good as a new one."""
-BLINK = 0.05
+BLINK = 0.08
 """Seconds for which who asks waits for a new one where there is an old one."""
 STALE = 60.0
 """Seconds after which an old one is none."""
@@ -44,7 +44,11 @@ class Census:
 
 
 class Enumerator:
-    """Takes censuses, one at a time. Lives on one event loop."""
+    """Takes censuses, one at a time. Lives on one event loop.
+
+    Attributes:
+        taken: How many so far.
+    """
 
     def __init__(self, read: Read, clock: Clock, disks: Callable[[], Sequence[Disk]]) -> None:
         """Make one.
@@ -57,6 +61,7 @@ class Enumerator:
         self._read = read
         self._clock = clock
         self._disks = disks
+        self.taken = 0
         self._taking: asyncio.Task[None] | None = None
         self._last = Census()
         self._taken_at = float("-inf")
@@ -82,3 +87,4 @@ class Enumerator:
         disks = await asyncio.to_thread(self._disks)
         self._last = Census(found, disks)
         self._taken_at = asyncio.get_running_loop().time()
+        self.taken += 1

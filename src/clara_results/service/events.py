@@ -144,10 +144,9 @@ class Feed:
             ServiceUnavailable: The database does not answer.
         """
         await self._running()
-        if after is None:
-            return self._final
+        newest = await self._read(store.newest)  # also finds out whether the database answers
         # An id that was never given out comes from another database: begin at what there is.
-        return after if after <= await self._read(store.newest) else self._final
+        return self._final if after is None or after > newest else after
 
     async def stream(self, position: int, wanted: Wanted) -> AsyncIterator[tuple[int, list[Entry]]]:
         """Give the events that follow a position until the feed ends.
