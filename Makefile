@@ -24,7 +24,7 @@ demo: .venv/.ready ## deliver a CT series and its segmentation to three receiver
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: .venv/.ready ## run all tests but the long proofs, with coverage
-	@tools/system_tools.sh orthanc dcmtk postgresql
+	@tools/system_tools.sh orthanc dcmtk postgresql prometheus
 	$(BIN)/pytest -n 2 -m "not prove" --cov --cov-report=term --durations=10 $(ARGS)
 
 prove: .venv/.ready ## run the long proofs

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the real servers of tests and demo where they are missing and root and apt-get allow:
-#   tools/system_tools.sh orthanc dcmtk postgresql
+#   tools/system_tools.sh orthanc dcmtk postgresql prometheus
 # Where they do not: say so and go on, since tests then skip; with CLARA_RESULTS_REQUIRE_TOOLS=1 that is a failure.
 set -euo pipefail
 
@@ -8,8 +8,9 @@ has() {
   case $1 in
     orthanc) command -v Orthanc ;;
     dcmtk) command -v dcmqrscp ;;
+    prometheus) command -v promtool ;;
     postgresql) [ -n "${DATABASE_URL:-}" ] || command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
-    *) echo "$1: not one of orthanc, dcmtk, postgresql" >&2 && exit 2 ;;
+    *) echo "$1: not one of orthanc, dcmtk, postgresql, prometheus" >&2 && exit 2 ;;
   esac >/dev/null
 }
 
