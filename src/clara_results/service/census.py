@@ -14,7 +14,7 @@ from clara_results.service.metrics import Disk, Standing, standing
 
 FRESH = 1.0
 """Seconds for which a census is as good as a new one."""
-BLINK = 0.08
+BLINK = 0.05
 """Seconds for which who asks waits for a new one where there is an old one."""
 STALE = 60.0
 """Seconds after which an old one is none."""
