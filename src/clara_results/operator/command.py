@@ -226,9 +226,11 @@ def _tell(outcome: _Outcome, *, as_json: bool) -> int:
     try:
         for line in lines:
             _print(sys.stdout, line)
-    except BrokenPipeError:  # who reads has seen enough; and Python must not say so at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as fault:
+        # What is left in the buffer goes nowhere: Python must not fail over it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(fault, BrokenPipeError):  # who reads has seen enough
+            return outcome.exit_code
         _say(f"stdout can't be written: {fault.strerror}. {outcome.stage}")
         return outcome.exit_code or 1
     return outcome.exit_code
