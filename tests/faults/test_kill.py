@@ -164,3 +164,30 @@ def test_sigterm_gives_the_rest_back_within_ten_seconds(
     agent(served, lease=60)
     eventually(lambda: served.client.task(task.task_id).state.finished, "the task ends", 60)
     assert scp.taken == Counter(uids)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("turn", range(4))
+def test_agent_and_service_killed_time_and_again(
+    service: "ServiceStarter",
+    agent: "AgentStarter",
+    write_ct: "CtWriter",
+    receiver: tuple[Receiver, int],
+    turn: int,
+) -> None:
+    scp, port = receiver
+    served = service(max_retries=10)
+    task, uids = registered(served, write_ct, port)
+    running = agent(served, lease=2)
+    for share in (1, 2, 3, 4):
+        eventually(lambda least=share: len(scp.taken) >= COUNT * least // 5, "more arrives", 60)  # type: ignore[misc]
+        if (share + turn) % 2:
+            running.kill()
+            running = agent(served, lease=2)
+        else:
+            served.kill()
+            served.start()
+    eventually(lambda: served.client.task(task.task_id).state.finished, "the task ends", 90)
+    assert served.client.task(task.task_id).state == State.SUCCEEDED
+    assert set(scp.taken) == uids
+    assert sum(scp.taken.values()) - COUNT <= 4 * 1.5 / EACH
