@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove lint format lock licenses docs
+.PHONY: help demo test prove bench lint format lock licenses docs
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -31,6 +31,10 @@ prove: .venv/.ready ## run the long proofs
 	@tools/system_tools.sh orthanc dcmtk postgresql
 	$(BIN)/pytest -m prove $(ARGS)
 
+bench: .venv-bench/.ready ## measure the queue beside its peers; see benchmarks/README.md
+	@tools/system_tools.sh postgresql rabbitmq-server
+	.venv-bench/bin/python -m benchmarks.queue $(ARGS)
+
 lint: .venv/.ready ## check style, types, imports, the Dockerfile and the shell scripts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -47,6 +51,7 @@ lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--u
 	$(COMPILE) pyproject.toml --extra all --group dev --group examples -o requirements-dev.lock
 	$(COMPILE) pyproject.toml --extra all -c requirements-dev.lock -o requirements.lock
 	$(COMPILE) pyproject.toml -c requirements-dev.lock -o requirements-operator.lock
+	$(COMPILE) pyproject.toml --extra all --group bench -c requirements-dev.lock -o requirements-bench.lock
 	$(COMPILE) --group pyproject.toml:build -c requirements-dev.lock -o requirements-build.lock
 
 licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
@@ -57,3 +62,9 @@ docs: .venv/.ready ## write the reference pages that say what the code says
 
 .venv/.ready: $(LOCKS) pyproject.toml tools/environment.sh
 	@tools/environment.sh
+
+.venv-bench/.ready: .venv/.ready requirements-bench.lock
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip sync --quiet --python .venv-bench/bin/python --require-hashes requirements-bench.lock
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
+	touch .venv-bench/.ready

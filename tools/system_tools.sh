@@ -9,8 +9,9 @@ has() {
     orthanc) command -v Orthanc ;;
     dcmtk) command -v dcmqrscp ;;
     prometheus) command -v promtool ;;
+    rabbitmq-server) command -v rabbitmq-server ;;
     postgresql) [ -n "${DATABASE_URL:-}" ] || command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
-    *) echo "$1: not one of orthanc, dcmtk, postgresql, prometheus" >&2 && exit 2 ;;
+    *) echo "$1: not one of orthanc, dcmtk, postgresql, prometheus, rabbitmq-server" >&2 && exit 2 ;;
   esac >/dev/null
 }
 
