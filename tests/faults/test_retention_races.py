@@ -17,7 +17,7 @@ from clara_results.errors import ClaraResultsError, Gone, NotFound, Refused, Ser
 from clara_results.payloads import FolderStore
 from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
-from clara_results.service.registration import Registrar
+from clara_results.service.registration import Checked, Registrar
 from clara_results.service.retention import Retention, Rules
 from clara_results.store import retention as store
 from clara_results.store.database import Database, Transaction, failed, open_database
@@ -72,7 +72,7 @@ class Site:
         body = Registration(
             agent="a", job_id="job", pipeline_id="pipe", payload_id=payload, uris=list(uris)
         )
-        self.write(lambda tx: (registrar or self.registrar).register(tx, body, None))
+        self.write(lambda tx: (registrar or self.registrar).register(tx, Checked.of(body), None))
 
     def finish(self) -> None:
         """Bring all tasks to a good end."""
@@ -206,7 +206,7 @@ def test_a_removal_passes_over_a_payload_that_is_being_registered_on(
     body = Registration(agent="a", job_id="job", pipeline_id="p", payload_id="pay", uris=["op/a"])
 
     def register(transaction: Transaction) -> None:
-        site.registrar.register(transaction, body, None)
+        site.registrar.register(transaction, Checked.of(body), None)
         done.set()
         assert release.wait(PATIENCE)
 

@@ -134,7 +134,7 @@ TASK: dict[str, Any] = {
     "id": 1, "task_id": "t", "registration_id": 1, "element": 0, "agent": "a", "job_id": "j",
     "pipeline_id": "p", "payload_id": "y", "destination": "", "state": State.PENDING, "priority": 0,
     "turn": 1, "retries": 0, "max_retries": 3, "attempt": 0, "created_at": NOW, "updated_at": NOW,
-    "due_at": NOW, "unavailable_times": 0,
+    "due_at": NOW, "waits": False, "unavailable_times": 0,
     **{f"files_{outcome}": 0 for outcome in Outcome},
 }  # fmt: skip
 RUNNING = {
@@ -161,6 +161,7 @@ ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("tasks", "ck_tasks_retries", {"retries": -1}),
     ("tasks", "ck_tasks_due_while_pending", {"due_at": None}),
     ("tasks", "ck_tasks_due_while_pending", RUNNING | {"due_at": NOW}),
+    ("tasks", "ck_tasks_waits_while_pending", RUNNING | {"waits": True}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_token": None}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_seconds": None}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_expires_at": None}),
@@ -192,6 +193,7 @@ LEGAL: list[tuple[str, dict[str, Any]]] = [
     ("tasks", {"state": State.FAILED, "due_at": None, "retries": 3, "files_rejected": 1}),
     ("tasks", {"state": State.CANCELED, "due_at": None, "files_pending": 1}),
     ("tasks", {"priority": -100, "max_retries": 0}),
+    ("tasks", {"waits": True}),
     ("attempts", {"ended_at": NOW, "result": "failed"}),
     ("destinations", {"down_since": NOW, "probe_at": NOW, "paused_at": NOW}),
 ]
@@ -260,6 +262,7 @@ def test_what_must_be_unique_is(database: Database) -> None:
         ("files", {}, {"position": 1}),
         ("files", {}, {"uri": "b"}),
         ("attempts", {}, {}),
+        ("attempts", {}, {"attempt": 2}),  # the first one still runs
         ("destinations", {}, {"name": "d"}),
     ]
     for table, first, again in second:

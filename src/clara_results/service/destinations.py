@@ -155,8 +155,8 @@ def remove(transaction: Transaction, name: str) -> DestinationView:
 def agents(connection: sa.Connection, clock: Clock) -> AgentPage:
     """Return the agent processes seen in the last day, and what each holds."""
     held: dict[tuple[str, str], list[str]] = {}
-    for agent, instance, task_id in task_store.held_by(connection):
-        held.setdefault((agent, instance), []).append(task_id)
+    for row in task_store.held_by(connection):
+        held.setdefault((row.agent, row.instance), []).append(row.task_id)
     rows = store.agents_since(connection, clock.now() - SHOWN_FOR)
     return AgentPage(
         items=[

@@ -96,6 +96,8 @@ class Engine:
             open_at_first=settings.loopback or settings.insecure,
         )
         self._seen: dict[tuple[str, str], datetime] = {}
+        self._busy: set[str] = set()
+        """Agents whose last claim found tasks: the next one need not look first whether there are any."""
         self.closing = threading.Event()
         self.rescued_at: float | None = None
         self._watch()
@@ -197,22 +199,29 @@ class Engine:
             wait: Seconds.
             caller_left: Tells whether anyone still waits for the answer; a task is never given to nobody.
         """
+
+        def claim(transaction: Transaction) -> list[Task]:
+            return self.queue.claim(transaction, agent, size, lease, instance)
+
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while True:
             # In line first, then look: what comes in between wakes us.
             ticket = self.wakeups.ticket(agent)
             claimed: list[Task] = []
+            due_at: datetime | None = None
             try:
                 now = self.clock.now()
-                due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
-                if due_at is not None and due_at <= now:
-                    claimed = await self.write(
-                        lambda transaction: self.queue.claim(
-                            transaction, agent, size, lease, instance
-                        )
-                    )
-                    due_at = None
+                if agent in self._busy:
+                    claimed = await self.write(claim)
+                if not claimed:
+                    self._busy.discard(agent)
+                    due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
+                    if due_at is not None and due_at <= now:
+                        claimed = await self.write(claim)
+                        due_at = None
+                if claimed:
+                    self._busy.add(agent)
                 left = deadline - loop.time()
                 if claimed or left <= 0 or self.closing.is_set():
                     if ticket.done() or len(claimed) == size:

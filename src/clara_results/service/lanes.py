@@ -13,81 +13,76 @@ import sqlalchemy as sa
 
 from clara_results.store import lanes as store
 from clara_results.store.database import Transaction
+from clara_results.store.statements import Row
 
+PUT_IN_LINE = 1000
+"""Tasks whose time has come that one claim puts in line, so that none takes long where very many are due at once."""
 PROBE_LIMIT = timedelta(seconds=60)
 """How long a probe may take before the next one goes out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """One lane as it stands.
+class Opening:
+    """What a lane takes now.
 
     Attributes:
-        destination: Its destination's key; empty where tasks name none; None for all names together that are no
-            destinations: there may be any number of them, and none has a limit.
-        room: How many tasks may be claimed of it now; None: any number.
+        room: How many tasks may be claimed of it; None: any number.
         opens_at: When it has room by itself; None: now, or not before something happens.
         down: Whether a task of it goes out as a probe.
     """
 
-    destination: str | None
     room: int | None
     opens_at: datetime | None = None
     down: bool = False
 
 
-def lanes(
-    connection: sa.Connection, agent: str, now: datetime, *, lock: bool = False
-) -> list[Lane]:
-    """Return an agent's lanes; with ``lock`` nobody else claims for their destinations meanwhile."""
-    rows = store.lanes_of(connection, agent)
-    limited = sorted(row.destination for row in rows)
-    if lock and limited:
-        store.lock_lanes(connection, limited)
-        rows = store.lanes_of(connection, agent)
-    held = store.held(connection, limited) if limited else {}
-    return [
-        Lane("", None),
-        Lane(None, None),
-        *[_lane(row, held.get(row.destination, 0), now) for row in rows],
-    ]
-
-
-def _lane(row: store.Row, held: int, now: datetime) -> Lane:
+def _opening(row: Row, now: datetime) -> Opening:
+    if row.max_tasks is None:
+        return Opening(None)  # no destination of that name is set up: nothing is known of it
     if row.paused_at is not None:
-        return Lane(row.destination, 0)
+        return Opening(0)
     if row.down_since is not None:
-        room = 1 if row.probe_at <= now else 0
-        return Lane(row.destination, room, opens_at=row.probe_at, down=True)
-    return Lane(row.destination, max(0, row.max_tasks - held))
+        return Opening(1 if row.probe_at <= now else 0, opens_at=row.probe_at, down=True)
+    return Opening(max(0, row.max_tasks - row.held))
 
 
 def heads(
     connection: sa.Connection, agent: str, size: int, now: datetime
-) -> tuple[Sequence[store.Row], set[str]]:
-    """Return up to ``size`` due tasks that may be claimed, in the order of claims; and whose destinations are down."""
-    found: list[store.Row] = []
+) -> tuple[Sequence[Row], set[str]]:
+    """Return up to ``size`` due tasks that may be claimed, in the order of claims; and whose destinations are down.
+
+    Nobody else claims for these destinations until this transaction ends.
+    """
+    found: list[Row] = []
     down: set[str] = set()
-    for lane in lanes(connection, agent, now, lock=True):
-        room = size if lane.room is None else min(size, lane.room)
+    store.lock_lanes(connection, agent)
+    store.put_in_line(connection, agent, now, PUT_IN_LINE)
+    for lane in store.lanes_in_line(connection, agent):
+        if len(found) >= size and _claim_order(found[size - 1]) < _claim_order(lane):
+            break  # neither this lane nor those behind it begin with anything sooner
+        opening = _opening(lane, now)
+        room = size if opening.room is None else min(size, opening.room)
         if room:
-            found += store.head(connection, agent, lane.destination, now, room)
-        if lane.down and lane.destination is not None:
+            found += store.head(connection, agent, lane.destination, room)
+            found.sort(key=_claim_order)
+        if opening.down:
             down.add(lane.destination)
-    found.sort(key=lambda row: (-row.priority, row.turn, row.id))
     chosen = found[:size]
     return chosen, down & {row.destination for row in chosen}
+
+
+def _claim_order(row: Row) -> tuple[int, int, int]:
+    return (-row.priority, row.turn, row.id)
 
 
 def next_claim(connection: sa.Connection, agent: str, now: datetime) -> datetime | None:
     """Return when a task can be claimed at the earliest, as things stand."""
     moments = []
-    for lane in lanes(connection, agent, now):
-        if lane.room == 0 and lane.opens_at is None:
-            continue
-        due_at = store.next_due(connection, agent, lane.destination)
-        if due_at is not None:
-            moments.append(max(due_at, lane.opens_at or due_at))
+    for lane in store.lanes_of(connection, agent):
+        opening = _opening(lane, now)
+        due_at = min((at for at in (lane.in_line, lane.due_at) if at is not None), default=None)
+        if due_at is not None and (opening.room != 0 or opening.opens_at is not None):
+            moments.append(max(due_at, opening.opens_at or due_at))
     return min(moments, default=None)
 
 
@@ -117,10 +112,6 @@ def found_down(
 def found_up(transaction: Transaction, destination: str, now: datetime) -> None:
     """Note that a destination has answered; what waited for it is due."""
     connection = transaction.connection
-    standing = store.standing(connection, destination)
-    if standing is None or standing.down_since is None:
-        return
-    up = {"down_since": None, "down_reason": None, "probe_at": None}
-    store.set_destination(connection, destination, up)
-    store.release_waiting(connection, destination, now)
-    transaction.pending_for.update(store.agents_of(connection, destination))
+    if destination and store.set_up(connection, destination):
+        store.release_waiting(connection, destination, now)
+        transaction.pending_for.update(store.agents_of(connection, destination))

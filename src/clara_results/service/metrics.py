@@ -95,7 +95,7 @@ def standing(connection: sa.Connection, now: datetime) -> Standing:
             agent=row.agent,
             destination=row.destination,
             pending=row.pending,
-            due_at=row.due_at,
+            due_at=min((at for at in (row.in_line, row.due_at) if at is not None), default=None),
             failed=row.failed,
             in_progress=held.get((row.agent, row.destination), 0),
         )
@@ -144,6 +144,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._names: dict[str, str] = {}
         self._agents: set[str] = set()
+        self._of_route: dict[
+            tuple[str, str, int], tuple[prometheus.Counter, prometheus.Histogram]
+        ] = {}
         self._lock = threading.Lock()
 
         def counter(name: str, text: str, *labels: str) -> prometheus.Counter:
@@ -209,9 +212,18 @@ class Metrics:
             status: What was answered.
             seconds: Until the answer began.
         """
-        known = method if method in METHODS else OTHER
-        self._answers.labels(known, route, str(status)).inc()
-        self._requests.labels(known, route).observe(seconds)
+        key = (method if method in METHODS else OTHER, route, status)
+        series = self._of_route.get(key)
+        if series is None:  # looking them up by their labels takes longer than counting
+            known = key[0]
+            series = (
+                self._answers.labels(known, route, str(status)),
+                self._requests.labels(known, route),
+            )
+            self._of_route[key] = series
+        answers, durations = series
+        answers.inc()
+        durations.observe(seconds)
 
     def text(self, found: Standing | None, folders: Sequence[Disk], *, ready: bool) -> bytes:
         """Return all metrics as Prometheus reads them; ``MEDIA_TYPE`` is their media type.

@@ -9,7 +9,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
-from clara_results.domain.happenings import FileHappening
+from clara_results.domain.happenings import FileHappening, TaskHappening
 from clara_results.domain.tasks import Counts, Outcome, State
 from clara_results.domain.transitions import Decision, Event, RetryPolicy, Situation, decide
 from clara_results.errors import (
@@ -27,11 +27,12 @@ from clara_results.errors import (
     LeaseLost,
     NotFound,
 )
-from clara_results.service import history, lanes, views
+from clara_results.service import lanes, views
 from clara_results.service.retention import Retention
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
+from clara_results.store.statements import Row
 from clara_results.wire.tasks import (
     FailureReport,
     FileOutcome,
@@ -51,8 +52,11 @@ DEFAULT_LEASE = 3600
 MESSAGE_LIMIT = 2000
 CODE_LIMIT = 255
 """Characters of what an agent says in words, and of a code or UID; the rest is cut off."""
+SUCCESS, FAILURE, RELEASE = "success", "failure", "release"
+"""Reports that end an attempt."""
 UNFINISHED = (State.PENDING, State.IN_PROGRESS)
-TOLD = tuple(outcome for outcome in Outcome if outcome != Outcome.PENDING)
+_TOLD = {outcome: f"files_{outcome}" for outcome in Outcome if outcome != Outcome.PENDING}
+"""Outcomes that agents tell, each with the task's column that counts them."""
 _RESULTS = {
     Event.UNAVAILABLE: "unavailable",
     Event.LEASE_EXPIRED: "lease-expired",
@@ -61,18 +65,14 @@ _RESULTS = {
 }
 
 
-def new_task_id() -> str:
-    """Return a fresh task id: a random UUID."""
-    return str(uuid.uuid4())
-
-
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How an attempt ends: the event, and the reason that is kept with the task."""
+    """How an attempt ends: the event, the reason that is kept with the task, and by which report if by one."""
 
     event: Event
     code: str | None = None
     message: str | None = None
+    report: str | None = None
 
 
 class Queue:
@@ -106,10 +106,27 @@ class Queue:
         rows, down = lanes.heads(connection, agent, size, now)
         for destination in down:
             lanes.probing(connection, destination, now)
-        return [self._claim(transaction, row, now, seconds, instance) for row in rows]
+        claimed = [self._claim(transaction, row, now, seconds, instance) for row in rows]
+        if claimed:
+            store.advance_turn(connection, agent, max(row.turn for row in rows))
+            store.insert_attempts(
+                connection,
+                [
+                    {
+                        "task": row.id,
+                        "attempt": task.attempt,
+                        "lease_token": task.lease_token,
+                        "instance": instance,
+                        "claimed_at": now,
+                    }
+                    for row, task in zip(rows, claimed, strict=True)
+                ],
+            )
+        return claimed
 
-    def peek(self, connection: sa.Connection, agent: str, size: int) -> list[Task]:
-        """Show what a claim would give, and change nothing."""
+    def peek(self, transaction: Transaction, agent: str, size: int) -> list[Task]:
+        """Show what a claim would give, and change nothing that anyone sees."""
+        connection = transaction.connection
         rows, _ = lanes.heads(connection, agent, size, self._clock.now())
         return [views.task(row, open_files=store.open_files(connection, row.id)) for row in rows]
 
@@ -130,13 +147,14 @@ class Queue:
                 f"a success report holds a file as {wrong[0].outcome}; report failure instead",
                 code="contradictory-report",
             )
-        row = self._held(transaction.connection, task_id, report.lease_token, ("succeeded",))
+        row = self._held(transaction.connection, task_id, report.lease_token, SUCCESS)
         if row.state != State.IN_PROGRESS:
             return views.task(row)  # the same report came before
         told = self._tell(transaction.connection, row, report.files)
         if report.files is None:
             self._tell_rest(transaction.connection, row, Outcome.DELIVERED, None, None)
-        return self._end(transaction, row, _Ending(Event.SETTLED), progressed=told)
+            told = True
+        return self._end(transaction, row, _Ending(Event.SETTLED, report=SUCCESS), progressed=told)
 
     def fail(self, transaction: Transaction, task_id: str, report: FailureReport) -> Task:
         """Take a report of failure, in whole or in part.
@@ -146,9 +164,7 @@ class Queue:
             LeaseLost: The reporter does not hold it.
             InvalidInput: A file is listed that is none of the task's.
         """
-        row = self._held(
-            transaction.connection, task_id, report.lease_token, ("failed", "retry", "unavailable")
-        )
+        row = self._held(transaction.connection, task_id, report.lease_token, FAILURE)
         if row.state != State.IN_PROGRESS:
             return views.task(row)  # the same report came before
         told = self._tell(transaction.connection, row, report.files)
@@ -159,7 +175,9 @@ class Queue:
             event = Event.SETTLED
             rest = Outcome.RETRY if report.retry_later else Outcome.REJECTED
             self._tell_rest(transaction.connection, row, rest, code, report.message)
-        return self._end(transaction, row, _Ending(event, code, report.message), progressed=told)
+        return self._end(
+            transaction, row, _Ending(event, code, report.message, FAILURE), progressed=told
+        )
 
     def renew(self, transaction: Transaction, task_id: str, renewal: Renewal) -> Renewed:
         """Extend a lease, and keep the outcomes told with it.
@@ -170,7 +188,7 @@ class Queue:
             InvalidInput: A file is listed that is none of the task's.
         """
         connection, now = transaction.connection, self._clock.now()
-        row = self._held(connection, task_id, renewal.lease_token, ())
+        row = self._held(connection, task_id, renewal.lease_token)
         seconds = renewal.seconds or row.lease_seconds
         expires = now + timedelta(seconds=seconds)
         values: dict[str, Any] = {"lease_expires_at": expires, "updated_at": now}
@@ -195,11 +213,11 @@ class Queue:
             LeaseLost: The caller does not hold it.
             InvalidInput: A file is listed that is none of the task's.
         """
-        row = self._held(transaction.connection, task_id, release.lease_token, ("released",))
+        row = self._held(transaction.connection, task_id, release.lease_token, RELEASE)
         if row.state != State.IN_PROGRESS:
             return views.task(row)
         told = self._tell(transaction.connection, row, release.files)
-        return self._end(transaction, row, _Ending(Event.RELEASED), progressed=told)
+        return self._end(transaction, row, _Ending(Event.RELEASED, report=RELEASE), progressed=told)
 
     def rescue(self, transaction: Transaction, size: int) -> int:
         """Take back tasks whose lease has run out; return how many."""
@@ -279,39 +297,34 @@ class Queue:
             raise IllegalTransition(
                 f"task {task_id} is {row.state}; cancel it, or wait for its end"
             )
-        uris = [file.uri for file in store.files_page(connection, row.id, None, -1, 1 << 31)]
+        uris = store.uris(connection, row.id)
         self._retention.keep(connection, row.payload_id, uris, removed=True)
         registration = store.insert_registration(
-            connection,
-            {"body_sha256": "", "scope_sha256": f"redelivery of {row.task_id}", "created_at": now},
+            connection, None, "", f"redelivery of {row.task_id}", now
         )
-        changed = {
-            "task_id": new_task_id(),
-            "registration_id": registration,
-            "element": 0,
-            "state": State.PENDING,
-            "turn": store.last_turn(connection, row.agent, row.job_id) + 1,
-            "retries": 0,
-            "attempt": 0,
-            "created_at": now,
-            "updated_at": now,
-            "due_at": now,
-            "unavailable_times": 0,
-            "redelivery_of": row.task_id,
-            **count_columns(Counts(pending=len(uris))),
-        }
-        if body.destination is not None:
-            changed["parameters"] = json.dumps(body.destination, ensure_ascii=False)
-            changed["destination"] = names.name_key(body.destination)
         carried = ("agent", "job_id", "pipeline_id", "payload_id", "operator", "parameters", "destination", "priority", "max_retries")  # fmt: skip
-        task = store.insert_task(
-            connection, {name: row._mapping[name] for name in carried} | changed
+        elsewhere = {}
+        if body.destination is not None:
+            elsewhere = {
+                "parameters": json.dumps(body.destination, ensure_ascii=False),
+                "destination": names.name_key(body.destination),
+            }
+        made = self.insert(
+            transaction,
+            {name: getattr(row, name) for name in carried}
+            | {
+                "registration_id": registration,
+                "element": 0,
+                "turn": store.last_turn(connection, row.agent, row.job_id) + 1,
+                "due_at": now,
+                "redelivery_of": row.task_id,
+            }
+            | elsewhere,
+            files=len(uris),
+            note=f"redelivery of {row.task_id}",
         )
-        store.copy_files(connection, row.id, task)
-        made = self._found(connection, str(changed["task_id"]))
-        self._note(transaction, made, "registered", message=f"redelivery of {row.task_id}")
+        store.copy_files(connection, row.id, made.id)
         self._note(transaction, row, "redelivered", message=f"by {made.task_id}")
-        transaction.pending_for.add(row.agent)
         return self.show(connection, made.task_id)
 
     # Reading
@@ -355,7 +368,46 @@ class Queue:
 
     # What registration needs
 
-    def supersede(self, transaction: Transaction, row: store.Row, by: str) -> None:
+    def insert(
+        self,
+        transaction: Transaction,
+        values: dict[str, Any],
+        *,
+        files: int,
+        note: str | None = None,
+    ) -> Row:
+        """Insert a new task, Pending, and return it; its files are the caller's to insert.
+
+        Args:
+            transaction: Where to write.
+            values: What is asked for: agent, job, pipeline, payload, operator, parameters, destination, priority,
+                retries allowed, when it is due, its registration, element and turn; and what it supersedes, or
+                whose redelivery it is.
+            files: How many files it has.
+            note: More about where it comes from, for its history.
+        """
+        now = self._clock.now()
+        lane_store.add_lane(transaction.connection, values["agent"], values["destination"])
+        new = {
+            "task_id": str(uuid.uuid4()),
+            "state": State.PENDING,
+            "retries": 0,
+            "attempt": 0,
+            "created_at": now,
+            "updated_at": now,
+            "waits": values["due_at"] > now,
+            "unavailable_times": 0,
+            "supersedes": None,
+            "redelivery_of": None,
+        }
+        task = store.insert_task(
+            transaction.connection, new | count_columns(Counts(pending=files)) | values
+        )
+        self._note(transaction, task, "registered", message=note)
+        transaction.pending_for.add(task.agent)
+        return task
+
+    def supersede(self, transaction: Transaction, row: Row, by: str) -> None:
         """Link a task to the one that replaces it, and cancel it if it is unfinished."""
         connection = transaction.connection
         store.link_superseded(connection, row.id, by)
@@ -368,42 +420,30 @@ class Queue:
     def _claim(
         self,
         transaction: Transaction,
-        row: store.Row,
+        row: Row,
         now: datetime,
         seconds: int,
         instance: str | None,
     ) -> Task:
         connection = transaction.connection
         decision = decide(_situation(row, views.counts(row)), Event.CLAIMED, now, self._policy)
-        store.reopen_files(connection, row.id, [Outcome.RETRY])
-        token = secrets.token_urlsafe(24)
-        attempt = row.attempt + 1
         values = self._decided(decision, now) | {
-            "attempt": attempt,
-            "lease_token": token,
+            "attempt": row.attempt + 1,
+            "lease_token": secrets.token_urlsafe(24),
             "lease_seconds": seconds,
             "lease_expires_at": now + timedelta(seconds=seconds),
             "progress_files": None,
             "progress_bytes": None,
         }
-        self._move(transaction, row, values | self._count(connection, row.id))
-        store.advance_turn(connection, row.agent, row.turn)
-        store.insert_attempt(
-            connection,
-            {
-                "task": row.id,
-                "attempt": attempt,
-                "lease_token": token,
-                "instance": instance,
-                "claimed_at": now,
-            },
-        )
-        claimed = self._found(connection, row.task_id)
-        self._note(transaction, claimed, "claimed", attempt=attempt, message=instance)
+        if row.files_retry:
+            store.reopen_files(connection, row.id, [Outcome.RETRY])
+            values |= self._count(connection, row.id)
+        claimed = self._move(transaction, row, values)
+        self._note(transaction, claimed, "claimed", attempt=claimed.attempt, message=instance)
         return views.task(claimed, open_files=store.open_files(connection, row.id))
 
     def _end(
-        self, transaction: Transaction, row: store.Row, ending: _Ending, *, progressed: bool
+        self, transaction: Transaction, row: Row, ending: _Ending, *, progressed: bool
     ) -> Task:
         """End an attempt (or cancel): decide, write, and note it."""
         connection, now = transaction.connection, self._clock.now()
@@ -420,7 +460,7 @@ class Queue:
         )
         if failed:
             values |= {"error_code": code, "error_message": _cut(message)}
-        self._move(transaction, row, values)
+        ended = self._move(transaction, row, values)
         if ending.event == Event.UNAVAILABLE and decision.why is not None:
             probe_at = decision.due_at or now + lanes.PROBE_LIMIT
             lanes.found_down(connection, row.destination, now, probe_at, _cut(message))
@@ -438,14 +478,14 @@ class Queue:
                     "result": result,
                     "code": code if failed else None,
                     "message": note,
+                    "report": ending.report,
                 },
             )
-        ended = self._found(connection, row.task_id)
         self._note(transaction, ended, result, attempt=row.attempt or None, message=note)
         transaction.pending_for.add(row.agent)  # the task is due again, or its place is free
         return views.task(ended)
 
-    def _retry(self, transaction: Transaction, row: store.Row) -> Task:
+    def _retry(self, transaction: Transaction, row: Row) -> Task:
         connection, now = transaction.connection, self._clock.now()
         if row.superseded_by is not None:
             raise IllegalTransition(
@@ -458,28 +498,31 @@ class Queue:
         lane_store.add_lane(connection, row.agent, row.destination)  # it may have been forgotten
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
         values = self._decided(decision, now) | self._count(connection, row.id)
-        self._move(transaction, row, values)
-        retried = self._found(connection, row.task_id)
+        retried = self._move(transaction, row, values)
         self._note(transaction, retried, "retried")
         transaction.pending_for.add(row.agent)
         return views.task(retried)
 
-    def _found(self, connection: sa.Connection, task_id: str, *, lock: bool = False) -> store.Row:
+    def _found(self, connection: sa.Connection, task_id: str, *, lock: bool = False) -> Row:
         row = store.by_id(connection, task_id, lock=lock)
         if row is None:
             raise NotFound(f"there is no task {task_id}", code="task-not-found")
         return row
 
     def _held(
-        self, connection: sa.Connection, task_id: str, token: str | None, repeats: Sequence[str]
-    ) -> store.Row:
+        self,
+        connection: sa.Connection,
+        task_id: str,
+        token: str | None,
+        repeated: str | None = None,
+    ) -> Row:
         """Return a task whose holder reports; or, not InProgress, one whose attempt ended by the same report.
 
         Args:
             connection: Within a transaction.
             task_id: Which task.
             token: The reporter's lease token; None: an original's client, whose word counts while it runs.
-            repeats: Results of an attempt that the report would repeat.
+            repeated: Which report it is, if it may be the one that ended the attempt come again.
         """
         row = self._found(connection, task_id, lock=True)
         if row.state == State.IN_PROGRESS:
@@ -487,7 +530,11 @@ class Queue:
                 return row
         elif row.attempt:
             last = store.attempts_of(connection, row.id)[-1]
-            if token in {None, last.lease_token} and last.result in repeats:
+            if (
+                token in {None, last.lease_token}
+                and repeated is not None
+                and last.report == repeated
+            ):
                 return row
         raise LeaseLost(
             f"the lease on task {task_id} is lost: the task is {row.state}, attempt {row.attempt}; "
@@ -495,23 +542,17 @@ class Queue:
         )
 
     def _tell(
-        self, connection: sa.Connection, row: store.Row, told: Sequence[FileOutcome] | None
+        self, connection: sa.Connection, row: Row, told: Sequence[FileOutcome] | None
     ) -> bool:
         """Write outcomes; say whether the receiver has answered for any file."""
         if not told:
             return False
-        strangers = store.unknown_uris(connection, row.id, [file.uri for file in told])
-        if strangers:
-            raise InvalidInput(
-                f"{len(strangers)} of the files told of are none of task {row.task_id}",
-                code="unknown-file",
-            )
         now = self._clock.now()
-        store.tell_files(
+        written = store.tell_files(
             connection,
-            row.id,
             [
                 {
+                    "at_task": row.id,
                     "at_uri": file.uri,
                     "outcome": file.outcome,
                     "code": _cut(file.code, CODE_LIMIT),
@@ -523,12 +564,19 @@ class Queue:
                 for file in told
             ],
         )
+        if written < len(told):
+            strangers = store.unknown_uris(connection, row.id, [file.uri for file in told])
+            if strangers:
+                raise InvalidInput(
+                    f"{len(strangers)} of the files told of are none of task {row.task_id}",
+                    code="unknown-file",
+                )
         return any(file.outcome in {Outcome.DELIVERED, Outcome.REJECTED} for file in told)
 
     def _tell_rest(
         self,
         connection: sa.Connection,
-        row: store.Row,
+        row: Row,
         outcome: Outcome,
         code: str | None,
         message: str | None,
@@ -553,6 +601,7 @@ class Queue:
             "state": decision.state,
             "retries": decision.retries,
             "due_at": decision.due_at,
+            "waits": decision.due_at is not None and decision.due_at > now,
             "unavailable_since": decision.unavailable_since,
             "unavailable_times": decision.unavailable_times,
             "lease_token": None,
@@ -561,46 +610,46 @@ class Queue:
             "updated_at": now,
         }
 
-    def _move(self, transaction: Transaction, row: store.Row, values: dict[str, Any]) -> None:
-        if not store.move(transaction.connection, row, values):
+    def _move(self, transaction: Transaction, row: Row, values: dict[str, Any]) -> Row:
+        moved = store.move(transaction.connection, row, values)
+        if moved is None:
             raise LeaseLost(f"task {row.task_id} was changed at the same moment; look again")
-        for outcome in TOLD:
-            column = f"files_{outcome}"
-            more = values.get(column, 0) - getattr(row, column)
+        for outcome, column in _TOLD.items():
+            more = getattr(moved, column) - getattr(row, column)
             if more > 0:
                 transaction.happened.append(
                     FileHappening(row.agent, row.destination, outcome, more)
                 )
+        return moved
 
     def _note(
         self,
         transaction: Transaction,
-        row: store.Row,
+        row: Row,
         event: str,
         *,
         attempt: int | None = None,
         message: str | None = None,
     ) -> None:
-        """Note what brought a task to where ``row`` has it."""
+        """Note in a task's history what brought it to where ``row`` has it, and have it counted once that is durable."""
         now = self._clock.now()
-        history.note(
-            transaction,
-            history.Entry(
-                task=row.id,
-                agent=row.agent,
-                destination=row.destination,
-                at=now,
-                event=event,
-                state=State(row.state),
-                attempt=attempt,
-                message=message,
-                delivered_after=now - row.created_at if event == "succeeded" else None,
-            ),
+        store.insert_history(
+            transaction.connection,
+            {
+                "task": row.id,
+                "at": now,
+                "event": event,
+                "state": row.state,
+                "attempt": attempt,
+                "message": message,
+            },
         )
+        after = now - row.created_at if event == "succeeded" else None
+        transaction.happened.append(TaskHappening(row.agent, row.destination, event, after))
 
     def _matching(
         self, connection: sa.Connection, which: TaskFilter, states: Sequence[State]
-    ) -> Sequence[store.Row]:
+    ) -> Sequence[Row]:
         where = task_columns(
             which.state, which.agent, which.job_id, which.payload_id, which.destination
         )
@@ -624,7 +673,13 @@ _WORDS = {
 
 def count_columns(counts: Counts) -> dict[str, int]:
     """Return counts as the columns of a task."""
-    return {f"files_{name}": number for name, number in asdict(counts).items()}
+    return {
+        "files_pending": counts.pending,
+        "files_delivered": counts.delivered,
+        "files_skipped": counts.skipped,
+        "files_retry": counts.retry,
+        "files_rejected": counts.rejected,
+    }
 
 
 def task_columns(
@@ -645,7 +700,7 @@ def task_columns(
     return {name: value for name, value in columns.items() if value is not None}
 
 
-def _situation(row: store.Row, counts: Counts, *, progressed: bool = False) -> Situation:
+def _situation(row: Row, counts: Counts, *, progressed: bool = False) -> Situation:
     return Situation(
         state=State(row.state),
         retries=row.retries,

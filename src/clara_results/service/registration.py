@@ -3,13 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
-from clara_results.domain.tasks import Counts, Outcome, State
 from clara_results.errors import (
     ClaraResultsError,
     Conflict,
@@ -19,12 +18,12 @@ from clara_results.errors import (
     NotFound,
 )
 from clara_results.payloads import StoredFile
-from clara_results.service import history, views
-from clara_results.service.queue import Queue, count_columns, new_task_id
+from clara_results.service import views
+from clara_results.service.queue import Queue
 from clara_results.service.retention import Retention
-from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
+from clara_results.store.statements import Row
 from clara_results.wire.tasks import Registered, Registration, ResultFile
 
 FILE_LIMIT = 100_000
@@ -70,7 +69,7 @@ class Registrar:
         self._clock = clock
         self._max_retries = max_retries
 
-    def checked(self, body: Registration, stat: Callable[[str, str], StoredFile]) -> Registration:
+    def checked(self, body: Registration, stat: Callable[[str, str], StoredFile]) -> "Checked":
         """Check a registration before any transaction, and the files themselves if it asks for that.
 
         Args:
@@ -90,9 +89,9 @@ class Registrar:
             )
         if body.verify:
             _verify(body, stat)
-        return body
+        return Checked.of(body)
 
-    def register(self, transaction: Transaction, body: Registration, key: str | None) -> Accepted:
+    def register(self, transaction: Transaction, checked: "Checked", key: str | None) -> Accepted:
         """Write a checked registration's tasks, or find those that the same one made before.
 
         Raises:
@@ -105,94 +104,118 @@ class Registrar:
             raise InvalidInput(
                 f"Idempotency-Key has 1 to {KEY_LIMIT} characters", code="invalid-key"
             )
-        digest = _sha256(asdict(body))
         known = store.registration_by_key(connection, key) if key is not None else None
         if known is not None:
-            if known.body_sha256 != digest:
+            if known.body_sha256 != checked.body_sha256:
                 raise Conflict(
                     "this Idempotency-Key came before with another body; use a new key for other results",
                     code="key-reused",
                 )
             rows = store.by_registration(connection, known.id)
             return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=False)
-        scope = _sha256([body.job_id, body.operator, names.agent_name(body.agent), body.data])
         registration = store.insert_registration(
-            connection,
-            {
-                "idempotency_key": key,
-                "body_sha256": digest,
-                "scope_sha256": scope,
-                "created_at": self._clock.now(),
-            },
+            connection, key, checked.body_sha256, checked.scope_sha256, self._clock.now()
         )
-        older = store.older_of_scope(connection, scope, registration) if key is not None else []
-        self._insert_tasks(transaction, registration, body, older)
-        self._retention.keep(connection, body.payload_id, (file.uri for file in _files(body)))
-        rows = store.by_registration(connection, registration)
+        older: Sequence[Row] = ()
+        if key is not None:
+            older = store.older_of_scope(connection, checked.scope_sha256, registration)
+        rows = self._insert_tasks(transaction, registration, checked, older)
+        self._retention.keep(
+            connection, checked.body.payload_id, (file["uri"] for file in checked.files)
+        )
         return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=True)
 
     def _insert_tasks(
         self,
         transaction: Transaction,
         registration: int,
-        body: Registration,
-        older: Sequence[store.Row],
-    ) -> None:
-        connection = transaction.connection
+        checked: "Checked",
+        older: Sequence[Row],
+    ) -> list[Row]:
+        connection, body = transaction.connection, checked.body
         now = self._clock.now()
-        agent = names.agent_name(body.agent)
-        files = _files(body)
-        elements = body.data if body.data is not None else [None]
-        turn = store.last_turn(connection, agent, body.job_id)
-        retries = self._max_retries if body.max_retries is None else body.max_retries
-        for element, value in enumerate(elements):
-            task_id = new_task_id()
-            lane_store.add_lane(connection, agent, _destination(value))
+        turn = store.last_turn(connection, checked.agent, body.job_id)
+        common = {
+            "registration_id": registration,
+            "agent": checked.agent,
+            "job_id": body.job_id,
+            "pipeline_id": body.pipeline_id,
+            "payload_id": body.payload_id,
+            "operator": body.operator,
+            "priority": body.priority,
+            "max_retries": self._max_retries if body.max_retries is None else body.max_retries,
+            "due_at": max(now, body.not_before or now),
+        }
+        made = []
+        for element, value in enumerate([None] if body.data is None else body.data):
             replaced = [row for row in older if row.element == element]
-            task = store.insert_task(
-                connection,
-                _task_values(body, task_id, None if body.data is None else value)
-                | {
-                    "registration_id": registration,
-                    "element": element,
-                    "agent": agent,
-                    "turn": turn + 1 + element,
-                    "max_retries": retries,
-                    "created_at": now,
-                    "updated_at": now,
-                    "due_at": max(now, body.not_before or now),
-                    "supersedes": replaced[-1].task_id if replaced else None,
-                }
-                | count_columns(Counts(pending=len(files))),
-            )
-            store.insert_files(connection, [asdict(file) | {"task": task, "position": position, "outcome": Outcome.PENDING} for position, file in enumerate(files)])  # fmt: skip
-            history.note(
+            task = self._queue.insert(
                 transaction,
-                history.Entry(
-                    task=task, agent=agent, destination=_destination(value), at=now,
-                    event="registered", state=State.PENDING,
-                ),
-            )  # fmt: skip
+                common
+                | {
+                    "element": element,
+                    "turn": turn + 1 + element,
+                    "parameters": None
+                    if body.data is None
+                    else json.dumps(value, ensure_ascii=False),
+                    "destination": _destination(value),
+                    "supersedes": replaced[-1].task_id if replaced else None,
+                },
+                files=len(checked.files),
+            )
+            store.insert_files(connection, [file | {"task": task.id} for file in checked.files])
             for row in replaced:
-                self._queue.supersede(transaction, row, task_id)
-        transaction.pending_for.add(agent)
+                self._queue.supersede(transaction, row, task.task_id)
+            made.append(task)
+        return made
 
 
-def _task_values(body: Registration, task_id: str, element: Any) -> dict[str, Any]:
-    parameters = None if body.data is None else json.dumps(element, ensure_ascii=False)
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A registration that can be taken, with all that can be said of it before the transaction.
+
+    Attributes:
+        body: What was asked for.
+        agent: The agent's name as it is stored.
+        body_sha256: Digest of all of it: the same key may come again with the same only.
+        scope_sha256: Digest of job, operator, agent and data: a newer one of these supersedes it.
+        files: Its files' columns.
+    """
+
+    body: Registration
+    agent: str
+    body_sha256: str
+    scope_sha256: str
+    files: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, body: Registration) -> "Checked":
+        """Return what can be said of a registration without faults."""
+        agent = names.agent_name(body.agent)
+        files = [_columns(file, position) for position, file in enumerate(_files(body))]
+        data = _canonical(body.data)
+        rest = [getattr(body, name) for name in _REST] + [list(file.values()) for file in files]
+        return cls(
+            body,
+            agent,
+            hashlib.sha256(data + repr(rest).encode()).hexdigest(),
+            hashlib.sha256(data + repr([body.job_id, body.operator, agent]).encode()).hexdigest(),
+            files,
+        )
+
+
+_REST = [name for name in Registration.__slots__ if name not in {"data", "files", "uris"}]  # type: ignore[attr-defined]
+"""What, but for its data and files, makes one registration another."""
+
+
+def _columns(file: ResultFile, position: int) -> dict[str, Any]:
     return {
-        "task_id": task_id,
-        "job_id": body.job_id,
-        "pipeline_id": body.pipeline_id,
-        "payload_id": body.payload_id,
-        "operator": body.operator,
-        "parameters": parameters,
-        "destination": _destination(element),
-        "state": State.PENDING,
-        "priority": body.priority,
-        "retries": 0,
-        "attempt": 0,
-        "unavailable_times": 0,
+        "position": position,
+        "uri": file.uri,
+        "size": file.size,
+        "modified": file.modified,
+        "sha256": file.sha256,
+        "media_type": file.media_type,
     }
 
 
@@ -208,9 +231,13 @@ def _files(body: Registration) -> list[ResultFile]:
     return body.files or [ResultFile(uri=uri) for uri in body.uris or ()]
 
 
-def _sha256(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _canonical(data: list[Any] | None) -> bytes:
+    """Return ``data`` as JSON that is the same for equal data.
+
+    Raises:
+        ValueError: It holds a number that is none, or a lone surrogate.
+    """
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
 
 
 def _faults(body: Registration) -> Iterator[FieldError]:
@@ -246,19 +273,21 @@ def _data_faults(body: Registration) -> Iterator[FieldError]:
         yield FieldError("data", f"more than {DEPTH_LIMIT} arrays and objects within each other")
         return
     try:
-        size = len(json.dumps(body.data, ensure_ascii=False, allow_nan=False).encode())
+        text = _canonical(body.data)
     except ValueError:
         yield FieldError(
             "data", "a number that is none (NaN, Infinity), or a lone surrogate in text"
         )
         return
-    if size > DATA_LIMIT:
+    if len(text) > DATA_LIMIT:
         yield FieldError("data", f"more than {DATA_LIMIT} bytes of JSON")
 
 
 def _deep(value: Any) -> bool:
     layer = [value]
     for _ in range(DEPTH_LIMIT):
+        if not layer:
+            return False
         layer = [
             inner
             for outer in layer

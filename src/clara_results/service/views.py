@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clara_results.domain.tasks import Counts, Outcome, State
-from clara_results.store.tasks import Row
+from clara_results.store.statements import Row
 from clara_results.wire.tasks import (
     Attempt,
     FileCounts,
@@ -18,7 +18,17 @@ from clara_results.wire.tasks import (
 
 def counts(row: Row) -> Counts:
     """Return a task's files by outcome."""
-    return Counts(**{outcome.value: getattr(row, f"files_{outcome}") for outcome in Outcome})
+    return Counts(**_by_outcome(row))
+
+
+def _by_outcome(row: Row) -> dict[str, int]:
+    return {
+        "pending": row.files_pending,
+        "delivered": row.files_delivered,
+        "skipped": row.files_skipped,
+        "retry": row.files_retry,
+        "rejected": row.files_rejected,
+    }
 
 
 def task(
@@ -47,9 +57,7 @@ def task(
         due_at=row.due_at,
         max_retries=row.max_retries,
         attempt=row.attempt,
-        counts=FileCounts(
-            **{outcome.value: getattr(row, f"files_{outcome}") for outcome in Outcome}
-        ),
+        counts=FileCounts(**_by_outcome(row)),
         progress=None
         if row.progress_files is None
         else Progress(files_delivered=row.progress_files, bytes_delivered=row.progress_bytes),

@@ -8,113 +8,186 @@ import sqlalchemy as sa
 
 from clara_results.domain.tasks import State
 from clara_results.store.schema import destinations, lanes, tasks
+from clara_results.store.statements import Row, Statement, given, literal, same
 
-Row = sa.Row[*tuple[Any, ...]]
-UNFINISHED = (State.PENDING, State.IN_PROGRESS)
+_LANE = Statement(
+    sa.select(lanes.c.agent).where(*same(lanes, "agent", "destination")).with_for_update(read=True)
+)
+_INSERT_LANE = Statement(lanes.insert().values(given(lanes, "agent", "destination")))
 
 
 def add_lane(connection: sa.Connection, agent: str, destination: str) -> None:
     """Make a lane known, if it is not yet; until this transaction ends nobody removes it."""
-    found = sa.select(lanes.c.agent).where(
-        lanes.c.agent == agent, lanes.c.destination == destination
+    if _LANE.first(connection, at_agent=agent, at_destination=destination) is None:
+        _INSERT_LANE.run(connection, agent=agent, destination=destination)
+
+
+def _unfinished(*of_lane: sa.ColumnElement[bool]) -> list[sa.ColumnElement[bool]]:
+    """Return for each unfinished state the condition that a lane has a task in it: each is found by one partial index."""
+    return [
+        sa.select(tasks.c.id).where(*of_lane, tasks.c.state == literal(state)).exists()
+        for state in (State.PENDING, State.IN_PROGRESS)
+    ]
+
+
+_set_up = sa.select(destinations.c.name_key).where(destinations.c.name_key == lanes.c.destination)
+_of_lane = (tasks.c.agent == lanes.c.agent, tasks.c.destination == lanes.c.destination)
+_STRAY_LANES = Statement(
+    sa.select(lanes)
+    .where(
+        lanes.c.destination != literal(""),
+        ~_set_up.exists(),
+        *[~condition for condition in _unfinished(*_of_lane)],
     )
-    if connection.execute(found.with_for_update(read=True)).one_or_none() is None:
-        connection.execute(lanes.insert().values(agent=agent, destination=destination))
+    .limit(sa.bindparam("size", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
 
 
 def stray_lanes(connection: sa.Connection, size: int) -> Sequence[Row]:
     """Return lanes, locked, of destinations that are not set up, with no unfinished task as it seems."""
-    unfinished = sa.select(tasks.c.id).where(
-        tasks.c.agent == lanes.c.agent,
-        tasks.c.destination == lanes.c.destination,
-        tasks.c.state.in_(UNFINISHED),
+    return _STRAY_LANES.all(connection, size=size)
+
+
+_DELETE_STRAY_LANE = Statement(
+    lanes.delete().where(
+        *same(lanes, "agent", "destination"),
+        *[~condition for condition in _unfinished(*same(tasks, "agent", "destination"))],
     )
-    set_up = sa.select(destinations.c.name_key).where(
-        destinations.c.name_key == lanes.c.destination
-    )
-    found = sa.select(lanes).where(
-        lanes.c.destination != "", ~unfinished.exists(), ~set_up.exists()
-    )
-    return connection.execute(found.limit(size).with_for_update(skip_locked=True)).all()
+)
 
 
 def delete_stray_lane(connection: sa.Connection, agent: str, destination: str) -> None:
     """Forget a locked lane, if it still has no unfinished task now that nobody can add one."""
-    unfinished = sa.select(tasks.c.id).where(
-        tasks.c.agent == agent,
-        tasks.c.destination == destination,
-        tasks.c.state.in_(UNFINISHED),
-    )
-    connection.execute(
-        lanes.delete().where(
-            lanes.c.agent == agent, lanes.c.destination == destination, ~unfinished.exists()
+    _DELETE_STRAY_LANE.run(connection, at_agent=agent, at_destination=destination)
+
+
+_LOCK_LANES = Statement(
+    sa.select(destinations.c.name_key)
+    .where(destinations.c.name_key.in_(sa.select(lanes.c.destination).where(*same(lanes, "agent"))))
+    .order_by(destinations.c.name_key)
+    .with_for_update(of=destinations)
+)
+
+
+def lock_lanes(connection: sa.Connection, agent: str) -> None:
+    """Have other claims for an agent's destinations wait until this transaction ends: their tasks are being counted."""
+    _LOCK_LANES.all(connection, at_agent=agent)
+
+
+_DUE_NOW = Statement(
+    tasks.update()
+    .where(
+        tasks.c.id.in_(
+            sa.select(tasks.c.id)
+            .where(
+                *same(tasks, "agent"),
+                tasks.c.destination.in_(
+                    sa.select(lanes.c.destination).where(*same(lanes, "agent"))
+                ),
+                tasks.c.state == literal(State.PENDING),
+                tasks.c.waits,
+                tasks.c.due_at <= sa.bindparam("now"),
+            )
+            .limit(sa.bindparam("size", type_=sa.Integer))
+            .with_for_update(skip_locked=True)
         )
     )
+    .values(waits=sa.false())
+)
+
+
+def put_in_line(connection: sa.Connection, agent: str, now: datetime, size: int) -> int:
+    """Put up to ``size`` of an agent's tasks that waited until they are due in line; return how many."""
+    return _DUE_NOW.run(connection, at_agent=agent, now=now, size=size)
+
+
+_pending = (
+    tasks.c.agent == lanes.c.agent,
+    tasks.c.destination == lanes.c.destination,
+    tasks.c.state == literal(State.PENDING),
+)
+"""Conditions for a lane's Pending tasks. The state as a literal: only so does each database use the partial index."""
+_CLAIM_ORDER = (tasks.c.priority.desc(), tasks.c.turn, tasks.c.id)
+_held = (
+    sa.select(sa.func.count())
+    .select_from(tasks)
+    .where(
+        tasks.c.destination == destinations.c.name_key,
+        tasks.c.state == literal(State.IN_PROGRESS),
+    )
+    .scalar_subquery()
+)
+_STANDING = (
+    lanes.c.destination,
+    destinations.c.max_tasks,
+    destinations.c.paused_at,
+    destinations.c.down_since,
+    destinations.c.probe_at,
+    sa.case((destinations.c.name_key.is_(None), sa.literal_column("0")), else_=_held).label("held"),
+)
+"""Of each lane what its destination allows, where that is set up, and how many tasks to it are in progress."""
+_with_destination = lanes.outerjoin(destinations, destinations.c.name_key == lanes.c.destination)
+
+_first = tasks.alias("first")
+_first_in_line = (
+    sa.select(tasks.c.id)
+    .where(*_pending, ~tasks.c.waits)
+    .order_by(*_CLAIM_ORDER)
+    .limit(sa.literal_column("1"))
+    .scalar_subquery()
+    .correlate(lanes)
+)
+_LANES_IN_LINE = Statement(
+    sa.select(*_STANDING, _first.c.priority, _first.c.turn, _first.c.id)
+    .select_from(_with_destination.join(_first, _first.c.id == _first_in_line))
+    .where(*same(lanes, "agent"))
+    .order_by(_first.c.priority.desc(), _first.c.turn, _first.c.id)
+)
+
+
+def lanes_in_line(connection: sa.Connection, agent: str) -> Sequence[Row]:
+    """Return an agent's lanes that have tasks in line, each with how it stands, in the claim order of their first ones."""
+    return _LANES_IN_LINE.all(connection, at_agent=agent)
+
+
+def first_due(waits: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
+    """Return when a lane's first Pending task is due, of those that wait or of those that don't, as a column."""
+    return sa.select(sa.func.min(tasks.c.due_at)).where(*_pending, waits).scalar_subquery()
+
+
+_LANES = Statement(
+    sa.select(
+        *_STANDING,
+        first_due(~tasks.c.waits).label("in_line"),
+        first_due(tasks.c.waits).label("due_at"),
+    )
+    .select_from(_with_destination)
+    .where(*same(lanes, "agent"))
+)
 
 
 def lanes_of(connection: sa.Connection, agent: str) -> Sequence[Row]:
-    """Return an agent's lanes to destinations that are set up, each with what its destination allows."""
-    columns = ("max_tasks", "paused_at", "down_since", "probe_at")
-    found = (
-        sa.select(lanes.c.destination, *[destinations.c[name] for name in columns])
-        .join(destinations, destinations.c.name_key == lanes.c.destination)
-        .where(lanes.c.agent == agent)
+    """Return an agent's lanes, each with how it stands, when its first task came in line, and when the first is due that waits."""
+    return _LANES.all(connection, at_agent=agent)
+
+
+_HEAD = Statement(
+    sa.select(tasks)
+    .where(
+        *same(tasks, "agent", "destination"),
+        tasks.c.state == literal(State.PENDING),
+        ~tasks.c.waits,
     )
-    return connection.execute(found).all()
+    .order_by(*_CLAIM_ORDER)
+    .limit(sa.bindparam("size", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
 
 
-def _of_lane(agent: str, destination: str | None) -> sa.ColumnElement[bool]:
-    """Return the condition for an agent's tasks of one lane; None: of all lanes to names that are not set up."""
-    if destination is not None:
-        return sa.and_(tasks.c.agent == agent, tasks.c.destination == destination)
-    set_up = sa.select(destinations.c.name_key).where(
-        destinations.c.name_key == lanes.c.destination
-    )
-    strays = sa.select(lanes.c.destination).where(
-        lanes.c.agent == agent, lanes.c.destination != "", ~set_up.exists()
-    )
-    return sa.and_(tasks.c.agent == agent, tasks.c.destination.in_(strays))
-
-
-def lock_lanes(connection: sa.Connection, names: Sequence[str]) -> None:
-    """Have other claims for these destinations wait until this transaction ends: their tasks are being counted."""
-    found = sa.select(destinations.c.name_key).where(destinations.c.name_key.in_(names))
-    connection.execute(found.order_by(destinations.c.name_key).with_for_update()).all()
-
-
-def held(connection: sa.Connection, names: Sequence[str]) -> dict[str, int]:
-    """Count the tasks in progress to each of some destinations."""
-    found = sa.select(tasks.c.destination, sa.func.count()).where(
-        tasks.c.state == State.IN_PROGRESS, tasks.c.destination.in_(names)
-    )
-    return dict(connection.execute(found.group_by(tasks.c.destination)).all())
-
-
-def head(
-    connection: sa.Connection, agent: str, destination: str | None, now: datetime, size: int
-) -> Sequence[Row]:
-    """Return the tasks at the head of a lane that are due, locked; those that another claim has are passed over."""
-    found = (
-        sa.select(tasks)
-        .where(
-            _of_lane(agent, destination),
-            tasks.c.state == State.PENDING,
-            tasks.c.due_at <= now,
-        )
-        .order_by(tasks.c.priority.desc(), tasks.c.turn, tasks.c.id)
-        .limit(size)
-        .with_for_update(skip_locked=True)
-    )
-    return connection.execute(found).all()
-
-
-def next_due(connection: sa.Connection, agent: str, destination: str | None) -> datetime | None:
-    """Return when the first Pending task of a lane is due."""
-    found = sa.select(sa.func.min(tasks.c.due_at)).where(
-        _of_lane(agent, destination), tasks.c.state == State.PENDING
-    )
-    moment: datetime | None = connection.scalar(found)
-    return moment
+def head(connection: sa.Connection, agent: str, destination: str, size: int) -> Sequence[Row]:
+    """Return the tasks at the head of a lane, locked; those that another claim has are passed over."""
+    return _HEAD.all(connection, at_agent=agent, at_destination=destination, size=size)
 
 
 def set_destination(connection: sa.Connection, destination: str, values: Mapping[str, Any]) -> bool:
@@ -125,43 +198,66 @@ def set_destination(connection: sa.Connection, destination: str, values: Mapping
     return changed.rowcount == 1
 
 
+_SET_UP = Statement(
+    destinations.update()
+    .where(*same(destinations, "name_key"), destinations.c.down_since.is_not(None))
+    .values(down_since=sa.null(), down_reason=sa.null(), probe_at=sa.null())
+)
+
+
+def set_up(connection: sa.Connection, destination: str) -> bool:
+    """Note that a destination is up; say whether it was down."""
+    return bool(_SET_UP.run(connection, at_name_key=destination))
+
+
 def standing(connection: sa.Connection, destination: str) -> Row | None:
     """Return how a destination stands."""
     found = sa.select(destinations).where(destinations.c.name_key == destination)
     return connection.execute(found).one_or_none()
 
 
+_RELEASE_WAITING = Statement(
+    tasks.update()
+    .where(
+        *same(tasks, "destination"),
+        tasks.c.agent.in_(sa.select(lanes.c.agent).where(*same(lanes, "destination"))),
+        tasks.c.state == literal(State.PENDING),
+        tasks.c.unavailable_since.is_not(None),
+        tasks.c.waits,
+    )
+    .values(given(tasks, "due_at") | {"waits": sa.false()})
+)
+
+
 def release_waiting(connection: sa.Connection, destination: str, now: datetime) -> None:
     """Make those tasks due that wait because a destination was unavailable."""
-    connection.execute(
-        tasks.update()
-        .where(
-            tasks.c.destination == destination,
-            tasks.c.state == State.PENDING,
-            tasks.c.unavailable_since.is_not(None),
-            tasks.c.due_at > now,
-        )
-        .values(due_at=now)
-    )
+    _RELEASE_WAITING.run(connection, at_destination=destination, due_at=now)
+
+
+_AGENTS_OF = Statement(sa.select(lanes.c.agent).where(*same(lanes, "destination")))
 
 
 def agents_of(connection: sa.Connection, destination: str) -> Sequence[str]:
     """Return the agents that have had tasks for a destination."""
-    found = sa.select(lanes.c.agent).where(lanes.c.destination == destination)
-    return connection.scalars(found).all()
+    return _AGENTS_OF.scalars(connection, at_destination=destination)
+
+
+_WAITED_TOO_LONG = Statement(
+    sa.select(tasks)
+    .select_from(
+        destinations.join(lanes, lanes.c.destination == destinations.c.name_key).join(
+            tasks, sa.and_(*_pending)
+        )
+    )
+    .where(
+        destinations.c.down_since <= sa.bindparam("before"),
+        sa.func.coalesce(tasks.c.unavailable_since, tasks.c.due_at) <= sa.bindparam("before"),
+    )
+    .limit(sa.bindparam("size", type_=sa.Integer))
+    .with_for_update(of=tasks, skip_locked=True)
+)
 
 
 def waited_too_long(connection: sa.Connection, before: datetime, size: int) -> Sequence[Row]:
     """Return Pending tasks whose destination has been down, and who have waited for it, since before a moment."""
-    found = (
-        sa.select(tasks)
-        .join(destinations, destinations.c.name_key == tasks.c.destination)
-        .where(
-            tasks.c.state == State.PENDING,
-            destinations.c.down_since <= before,
-            sa.func.coalesce(tasks.c.unavailable_since, tasks.c.due_at) <= before,
-        )
-        .limit(size)
-        .with_for_update(of=tasks, skip_locked=True)
-    )
-    return connection.execute(found).all()
+    return _WAITED_TOO_LONG.all(connection, before=before, size=size)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 WRITERS = 8
 CHANNEL = "clara_results"
 TRIES = 3
-"""Runs of an operation that other transactions get in the way of."""
+"""Runs of an operation that other transactions get in the way of, or whose connection was lost before its commit."""
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 60
 LISTEN_PAUSE = 1.0
@@ -59,7 +59,6 @@ class PostgresDatabase:
             pool_size=WRITERS + READERS,
             max_overflow=0,
             pool_timeout=CONNECT_SECONDS,
-            pool_pre_ping=True,
             hide_parameters=True,  # an error goes into the log; a patient's name must not
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
@@ -136,7 +135,13 @@ class PostgresDatabase:
         self._engine.dispose()
 
     def _read(self, operation: Callable[[sa.Connection], T]) -> T:
-        result = read_in(self._snapshots, operation)
+        try:
+            result = read_in(self._snapshots, operation)
+        except ServiceUnavailable as error:
+            cause = error.__cause__
+            if not (isinstance(cause, sa.exc.DBAPIError) and cause.connection_invalidated):
+                raise
+            result = read_in(self._snapshots, operation)  # on another connection
         self._answered_at = time.monotonic()
         return result
 
@@ -145,7 +150,8 @@ class PostgresDatabase:
             try:
                 return self._once(operation)
             except sa.exc.DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) in _CONCURRENT and left:
+                concurrent = getattr(error.orig, "sqlstate", None) in _CONCURRENT
+                if left and (concurrent or error.connection_invalidated):
                     continue
                 if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
                     raise away(error) from error
@@ -155,10 +161,15 @@ class PostgresDatabase:
         raise closing()
 
     def _once(self, operation: Callable[[Transaction], T]) -> T:
-        with self._engine.begin() as connection:
+        with self._engine.connect() as connection:
+            committing = connection.begin()
             transaction = Transaction(connection)
             with keeping():
                 result = operation(transaction)
+            try:
+                committing.commit()
+            except sa.exc.DBAPIError as error:
+                raise away(error) from error  # it may be durable or not: it must not be run again
         self._answered_at = time.monotonic()
         self._on_happened(transaction.happened)
         if transaction.pending_for:

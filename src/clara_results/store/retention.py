@@ -5,14 +5,26 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from clara_results.domain.tasks import State
 from clara_results.store.schema import ENDED, agents, payloads, registrations, tasks, uploads
+from clara_results.store.statements import Statement, given, upsert
 
 Row = sa.Row[*tuple[Any, ...]]
 UNFINISHED = [state for state in State if not state.finished]
 UNSUCCESSFUL = [state for state in State if state.finished and state != State.SUCCEEDED]
+
+
+_new = upsert(payloads).values(given(payloads, "payload_id", "touched_at", "holds_files"))
+_TOUCH = Statement(
+    _new.on_conflict_do_update(
+        index_elements=["payload_id"],
+        set_={
+            "touched_at": _new.excluded.touched_at,
+            "holds_files": sa.or_(payloads.c.holds_files, _new.excluded.holds_files),
+        },
+    ).returning(payloads.c.removed_at)
+)
 
 
 def touch(
@@ -29,15 +41,9 @@ def touch(
     Returns:
         When files of it were last removed, or None.
     """
-    new = _insert(connection, payloads).values(
-        payload_id=payload_id, touched_at=at, holds_files=holds_files
+    removed_at: datetime | None = _TOUCH.scalar(
+        connection, payload_id=payload_id, touched_at=at, holds_files=holds_files
     )
-    changed = {
-        "touched_at": new.excluded.touched_at,
-        "holds_files": sa.or_(payloads.c.holds_files, new.excluded.holds_files),
-    }
-    found = new.on_conflict_do_update(index_elements=["payload_id"], set_=changed)
-    removed_at: datetime | None = connection.scalar(found.returning(payloads.c.removed_at))
     return removed_at
 
 
@@ -128,13 +134,12 @@ def upload(connection: sa.Connection, payload_id: str, uri: str) -> Row | None:
 
 def add_upload(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Note an uploaded file; one that is known already stays as it is."""
-    new = _insert(connection, uploads).values(**values)
-    connection.execute(new.on_conflict_do_nothing())
+    connection.execute(upsert(uploads).values(**values).on_conflict_do_nothing())
 
 
 def set_upload(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Note an uploaded file in place of what was known of it."""
-    new = _insert(connection, uploads).values(**values)
+    new = upsert(uploads).values(**values)
     keys = ["payload_id", "uri"]
     changed = {name: new.excluded[name] for name in values if name not in keys}
     connection.execute(new.on_conflict_do_update(index_elements=keys, set_=changed))
@@ -197,10 +202,3 @@ def delete_payloads(connection: sa.Connection, ids: Sequence[str]) -> None:
 def delete_agents(connection: sa.Connection, before: datetime) -> int:
     """Forget agent processes not seen since a moment; return how many."""
     return connection.execute(agents.delete().where(agents.c.last_seen_at <= before)).rowcount
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> "postgresql.Insert | sqlite.Insert":
-    """Return an insert that can say what to do on a conflict; both databases read the same text."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)

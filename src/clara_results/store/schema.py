@@ -85,6 +85,7 @@ tasks = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("updated_at", Instant, nullable=False),
     sa.Column("due_at", Instant),
+    sa.Column("waits", sa.Boolean, nullable=False),
     sa.Column("lease_token", sa.Text),
     sa.Column("lease_seconds", sa.Integer),
     sa.Column("lease_expires_at", Instant),
@@ -102,6 +103,7 @@ tasks = sa.Table(
     sa.CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
     sa.CheckConstraint("retries BETWEEN 0 AND max_retries", name="retries"),
     sa.CheckConstraint("(state = 'Pending') = (due_at IS NOT NULL)", name="due_while_pending"),
+    sa.CheckConstraint("state = 'Pending' OR NOT waits", name="waits_while_pending"),
     sa.CheckConstraint(
         "(state = 'InProgress') = (lease_token IS NOT NULL)"
         " AND (lease_token IS NULL) = (lease_expires_at IS NULL)"
@@ -114,20 +116,22 @@ tasks = sa.Table(
         name="succeeded_is_delivered",
     ),
     sa.UniqueConstraint("registration_id", "element"),
-    sa.Index(None, "job_id"),
     sa.Index(None, "payload_id"),
-    sa.Index(None, "destination"),
     sa.Index(
-        "ix_tasks_pending", "agent", "destination", sa.desc("priority"), "turn", "id",
+        "ix_tasks_head", "agent", "destination", "waits", sa.desc("priority"), "turn", "id",
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
     ),
     sa.Index(
-        "ix_tasks_due", "agent", "destination", "due_at",
+        "ix_tasks_due", "agent", "destination", "waits", "due_at",
         sqlite_where=sa.text("state = 'Pending'"), postgresql_where=sa.text("state = 'Pending'"),
     ),
     sa.Index(
         "ix_tasks_failed", "agent", "destination",
         sqlite_where=sa.text("state = 'Failed'"), postgresql_where=sa.text("state = 'Failed'"),
+    ),
+    sa.Index(
+        "ix_tasks_canceled", "id",
+        sqlite_where=sa.text("state = 'Canceled'"), postgresql_where=sa.text("state = 'Canceled'"),
     ),
     sa.Index(
         "ix_tasks_held", "destination",
@@ -138,11 +142,14 @@ tasks = sa.Table(
         sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
     ),
     sa.Index("ix_tasks_ended", "updated_at", sqlite_where=ENDED, postgresql_where=ENDED),
-    sa.Index(None, "agent", "job_id", "turn"),
-    sa.Index(None, "state"),
+    sa.Index(None, "job_id", "agent", "turn"),
     sqlite_autoincrement=True,
 )  # fmt: skip
-"""One delivery of one registration's files to one destination."""
+"""One delivery of one registration's files to one destination.
+
+A Pending task ``waits`` if it was not due when it became so, until a claim after its time finds it due. So a claim takes
+the head of a lane's line at once, whatever number of tasks is there that is not due yet.
+"""
 
 files = sa.Table(
     "files",
@@ -163,6 +170,7 @@ files = sa.Table(
     sa.PrimaryKeyConstraint("task", "position"),
     sa.UniqueConstraint("task", "uri"),
     _among("outcome", Outcome),
+    sqlite_with_rowid=False,
 )
 """A task's files, each with what became of it."""
 
@@ -178,10 +186,16 @@ attempts = sa.Table(
     sa.Column("result", sa.Text),
     sa.Column("code", sa.Text),
     sa.Column("message", sa.Text),
+    sa.Column("report", sa.Text),
     sa.PrimaryKeyConstraint("task", "attempt"),
     sa.CheckConstraint("(ended_at IS NULL) = (result IS NULL)", name="ended_with_result"),
-)
-"""Each claim of a task and how it ended."""
+    sa.Index(
+        "uq_attempts_running", "task", unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"), postgresql_where=sa.text("ended_at IS NULL"),
+    ),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+"""Each claim of a task, how it ended, and by which report of its holder's: that one may come again."""
 
 history = sa.Table(
     "history",

@@ -10,13 +10,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.domain.tasks import State
+from clara_results.store.lanes import first_due
 from clara_results.store.schema import destinations, lanes, tasks
 
 Row = sa.Row[*tuple[Any, ...]]
 
 
 def lanes_standing(connection: sa.Connection) -> Sequence[Row]:
-    """Return for each lane its Pending and Failed tasks, and when the first Pending one is (or was) due."""
+    """Return for each lane its Pending and Failed tasks, and when the first Pending one was due or is."""
 
     def of_lane(what: sa.ColumnElement[Any], state: State) -> sa.ScalarSelect[Any]:
         # The state as a literal: only so does each database see that the partial index holds all of it.
@@ -35,7 +36,8 @@ def lanes_standing(connection: sa.Connection) -> Sequence[Row]:
         lanes.c.agent,
         lanes.c.destination,
         of_lane(sa.func.count(), State.PENDING).label("pending"),
-        of_lane(sa.func.min(tasks.c.due_at), State.PENDING).label("due_at"),
+        first_due(~tasks.c.waits).label("in_line"),
+        first_due(tasks.c.waits).label("due_at"),
         of_lane(sa.func.count(), State.FAILED).label("failed"),
     )
     return connection.execute(found).all()

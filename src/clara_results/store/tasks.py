@@ -1,5 +1,6 @@
 """Statements on registrations, tasks, files, attempts and history. One function a statement."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -7,159 +8,293 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.domain.tasks import Counts, Outcome, State
-from clara_results.store.schema import attempts, files, history, registrations, tasks, turns
+from clara_results.store.schema import ENDED, attempts, files, history, registrations, tasks, turns
+from clara_results.store.statements import Row, Statement, among, given, literal, same, upsert
 
-Row = sa.Row[*tuple[Any, ...]]
 OPEN = (Outcome.PENDING, Outcome.RETRY)
 IDS_PER_QUERY = 500
 """URIs or task ids in one IN list: well below every database's limit of parameters."""
+_REGISTERED = ("uri", "size", "modified", "sha256", "media_type")
+"""Columns of a file that stay as they were registered."""
+_NEW_TASK = (
+    "task_id", "registration_id", "element", "agent", "job_id", "pipeline_id", "payload_id", "operator", "parameters",
+    "destination", "state", "priority", "turn", "retries", "max_retries", "attempt", "created_at", "updated_at", "due_at",
+    "waits", "unavailable_times", "supersedes", "redelivery_of", *(f"files_{outcome}" for outcome in Outcome),
+)  # fmt: skip
+"""Columns that a new task can have."""
+
+
+_REGISTRATION_BY_KEY = Statement(
+    sa.select(registrations)
+    .where(*same(registrations, "idempotency_key"))
+    .with_for_update(read=True)
+)
 
 
 def registration_by_key(connection: sa.Connection, key: str) -> Row | None:
     """Return the registration that came with an idempotency key; its tasks stay until this transaction ends."""
-    found = sa.select(registrations).where(registrations.c.idempotency_key == key)
-    return connection.execute(found.with_for_update(read=True)).one_or_none()
+    found: Row | None = _REGISTRATION_BY_KEY.first(connection, at_idempotency_key=key)
+    return found
 
 
-def insert_registration(connection: sa.Connection, values: Mapping[str, Any]) -> int:
+_INSERT_REGISTRATION = Statement(
+    registrations.insert()
+    .values(given(registrations, "idempotency_key", "body_sha256", "scope_sha256", "created_at"))
+    .returning(registrations.c.id)
+)
+
+
+def insert_registration(
+    connection: sa.Connection,
+    key: str | None,
+    body_sha256: str,
+    scope_sha256: str,
+    created_at: datetime,
+) -> int:
     """Insert a registration; return its id."""
-    key = connection.execute(registrations.insert().values(**values)).inserted_primary_key
-    assert key is not None  # noqa: S101  (every insert of one row has one)
-    return int(key[0])
+    registration: int = _INSERT_REGISTRATION.scalar(
+        connection,
+        idempotency_key=key,
+        body_sha256=body_sha256,
+        scope_sha256=scope_sha256,
+        created_at=created_at,
+    )
+    return registration
 
 
-def insert_task(connection: sa.Connection, values: Mapping[str, Any]) -> int:
-    """Insert a task; return its id."""
-    key = connection.execute(tasks.insert().values(**values)).inserted_primary_key
-    assert key is not None  # noqa: S101  (every insert of one row has one)
-    return int(key[0])
+_INSERT_TASK = Statement(tasks.insert().values(given(tasks, *_NEW_TASK)).returning(tasks))
+
+
+def insert_task(connection: sa.Connection, values: Mapping[str, Any]) -> Row:
+    """Insert a task; return it."""
+    task: Row = _INSERT_TASK.first(connection, **values)
+    return task
+
+
+_INSERT_FILES = Statement(
+    files.insert().values(
+        given(files, "task", "position", *_REGISTERED) | {"outcome": literal(Outcome.PENDING)}
+    )
+)
 
 
 def insert_files(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert files."""
-    connection.execute(files.insert(), rows)
+    """Insert files that nothing is told of yet."""
+    _INSERT_FILES.run_many(connection, rows)
+
+
+_COPY_FILES = Statement(
+    files.insert().from_select(
+        ["task", "position", *_REGISTERED, "outcome"],
+        sa.select(
+            sa.bindparam("to_task", type_=files.c.task.type),
+            *[files.c[name] for name in ("position", *_REGISTERED)],
+            literal(Outcome.PENDING),
+        ).where(*same(files, "task")),
+    )
+)
 
 
 def copy_files(connection: sa.Connection, from_task: int, to_task: int) -> None:
     """Give a task the files of another, none of them told of yet."""
-    carried = ["position", "uri", "size", "modified", "sha256", "media_type"]
-    chosen = sa.select(
-        sa.literal(to_task),
-        *[files.c[name] for name in carried],
-        sa.literal(Outcome.PENDING.value),
-    ).where(files.c.task == from_task)
-    connection.execute(files.insert().from_select(["task", *carried, "outcome"], chosen))
+    _COPY_FILES.run(connection, at_task=from_task, to_task=to_task)
+
+
+_INSERT_HISTORY = Statement(
+    history.insert().values(given(history, "task", "at", "event", "state", "attempt", "message"))
+)
 
 
 def insert_history(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Note what happened to a task."""
-    connection.execute(history.insert().values(**values))
+    _INSERT_HISTORY.run(connection, **values)
+
+
+_of_job = sa.select(sa.func.max(tasks.c.turn).label("turn")).where(*same(tasks, "agent", "job_id"))
+_of_queue = sa.select(turns.c.turn).where(*same(turns, "agent"))
+_LAST_TURN = Statement(sa.select(sa.func.max(sa.union_all(_of_job, _of_queue).subquery().c.turn)))
 
 
 def last_turn(connection: sa.Connection, agent: str, job_id: str) -> int:
     """Return the larger of the queue's present turn and the last turn that a job was given."""
-    of_job = sa.select(sa.func.max(tasks.c.turn)).where(
-        tasks.c.agent == agent, tasks.c.job_id == job_id
-    )
-    of_queue = sa.select(turns.c.turn).where(turns.c.agent == agent)
-    return max(connection.scalar(of_job) or 0, connection.scalar(of_queue) or 0)
+    return _LAST_TURN.scalar(connection, at_agent=agent, at_job_id=job_id) or 0
+
+
+_ADVANCE_TURN = Statement(
+    turns.update()
+    .where(*same(turns, "agent"), turns.c.turn < sa.bindparam("turn"))
+    .values(given(turns, "turn"))
+)
+_FIRST_TURN = Statement(
+    upsert(turns).values(given(turns, "agent", "turn")).on_conflict_do_nothing()
+)
 
 
 def advance_turn(connection: sa.Connection, agent: str, turn: int) -> None:
-    """Note the turn that an agent's queue has reached."""
-    moved = connection.execute(
-        turns.update()
-        .where(turns.c.agent == agent)
-        .values(turn=sa.case((turns.c.turn < turn, turn), else_=turns.c.turn))
+    """Note the turn that an agent's queue has reached; where it has not moved nobody waits for another."""
+    if not _ADVANCE_TURN.run(connection, at_agent=agent, turn=turn):
+        _FIRST_TURN.run(connection, agent=agent, turn=turn)
+
+
+_OLDER_OF_SCOPE = Statement(
+    sa.select(tasks)
+    .join(registrations, registrations.c.id == tasks.c.registration_id)
+    .where(
+        *same(registrations, "scope_sha256"),
+        registrations.c.id < sa.bindparam("before"),
+        registrations.c.idempotency_key.is_not(None),
+        tasks.c.superseded_by.is_(None),
+        ~among(tasks.c.state, [State.SUCCEEDED, State.CANCELED]),
     )
-    if not moved.rowcount:
-        connection.execute(turns.insert().values(agent=agent, turn=turn))
+    .order_by(tasks.c.id)
+    .with_for_update(of=tasks)
+)
 
 
 def older_of_scope(connection: sa.Connection, scope_sha256: str, before: int) -> Sequence[Row]:
     """Return the tasks, not yet superseded and not Succeeded or Canceled, of older registrations of a scope."""
-    found = (
-        sa.select(tasks)
-        .join(registrations, registrations.c.id == tasks.c.registration_id)
-        .where(
-            registrations.c.scope_sha256 == scope_sha256,
-            registrations.c.id < before,
-            registrations.c.idempotency_key.is_not(None),
-            tasks.c.superseded_by.is_(None),
-            tasks.c.state.not_in([State.SUCCEEDED, State.CANCELED]),
-        )
-        .order_by(tasks.c.id)
-        .with_for_update(of=tasks)
-    )
-    return connection.execute(found).all()
+    return _OLDER_OF_SCOPE.all(connection, at_scope_sha256=scope_sha256, before=before)
+
+
+_BY_REGISTRATION = Statement(
+    sa.select(tasks).where(*same(tasks, "registration_id")).order_by(tasks.c.element)
+)
 
 
 def by_registration(connection: sa.Connection, registration: int) -> Sequence[Row]:
     """Return a registration's tasks in the order of its data."""
-    found = sa.select(tasks).where(tasks.c.registration_id == registration)
-    return connection.execute(found.order_by(tasks.c.element)).all()
+    return _BY_REGISTRATION.all(connection, at_registration_id=registration)
+
+
+_by_id = sa.select(tasks).where(*same(tasks, "task_id"))
+_BY_ID = Statement(_by_id)
+_BY_ID_LOCKED = Statement(_by_id.with_for_update())
 
 
 def by_id(connection: sa.Connection, task_id: str, *, lock: bool = False) -> Row | None:
     """Return a task; with ``lock`` nobody else changes it before this transaction ends."""
-    found = sa.select(tasks).where(tasks.c.task_id == task_id)
-    return connection.execute(found.with_for_update() if lock else found).one_or_none()
+    statement = _BY_ID_LOCKED if lock else _BY_ID
+    found: Row | None = statement.first(connection, at_task_id=task_id)
+    return found
+
+
+_BY_JOB = Statement(sa.select(tasks).where(*same(tasks, "job_id")).order_by(tasks.c.id))
 
 
 def by_job(connection: sa.Connection, job_id: str) -> Sequence[Row]:
     """Return a job's tasks, oldest first."""
-    found = sa.select(tasks).where(tasks.c.job_id == job_id).order_by(tasks.c.id)
-    return connection.execute(found).all()
+    return _BY_JOB.all(connection, at_job_id=job_id)
+
+
+_EXPIRED = Statement(
+    sa.select(tasks)
+    .where(
+        tasks.c.state == literal(State.IN_PROGRESS),
+        tasks.c.lease_expires_at <= sa.bindparam("now"),
+    )
+    .order_by(tasks.c.lease_expires_at)
+    .limit(sa.bindparam("size", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
 
 
 def expired(connection: sa.Connection, now: datetime, size: int) -> Sequence[Row]:
     """Return tasks whose lease has run out, the oldest first."""
-    found = (
-        sa.select(tasks)
-        .where(tasks.c.state == State.IN_PROGRESS, tasks.c.lease_expires_at <= now)
-        .order_by(tasks.c.lease_expires_at)
-        .limit(size)
-        .with_for_update(skip_locked=True)
-    )
-    return connection.execute(found).all()
+    return _EXPIRED.all(connection, now=now, size=size)
 
 
-def move(connection: sa.Connection, task: Row, values: Mapping[str, Any]) -> bool:
-    """Change a task, if it still has the state and the attempt that it was read with."""
-    changed = connection.execute(
+@functools.cache
+def _move(columns: tuple[str, ...]) -> Statement:
+    return Statement(
         tasks.update()
-        .where(tasks.c.id == task.id, tasks.c.state == task.state, tasks.c.attempt == task.attempt)
-        .values(**values)
+        .where(*same(tasks, "id", "state", "attempt"))
+        .values(given(tasks, *columns))
+        .returning(tasks)
     )
-    return changed.rowcount == 1
+
+
+def move(connection: sa.Connection, task: Row, values: Mapping[str, Any]) -> Row | None:
+    """Change a task, if it still has the state and the attempt that it was read with; return what it is then."""
+    moved: Row | None = _move(tuple(values)).first(
+        connection, at_id=task.id, at_state=task.state, at_attempt=task.attempt, **values
+    )
+    return moved
+
+
+_LINK_SUPERSEDED = Statement(
+    tasks.update().where(*same(tasks, "id")).values(given(tasks, "superseded_by"))
+)
 
 
 def link_superseded(connection: sa.Connection, task: int, superseded_by: str) -> None:
     """Note which task replaced one."""
-    connection.execute(tasks.update().where(tasks.c.id == task).values(superseded_by=superseded_by))
+    _LINK_SUPERSEDED.run(connection, at_id=task, superseded_by=superseded_by)
+
+
+@functools.cache
+def _reopen(outcomes: tuple[Outcome, ...]) -> Statement:
+    return Statement(
+        files.update()
+        .where(*same(files, "task"), among(files.c.outcome, outcomes))
+        .values(outcome=literal(Outcome.PENDING))
+    )
 
 
 def reopen_files(connection: sa.Connection, task: int, outcomes: Iterable[Outcome]) -> None:
     """Make files of some outcomes pending again; what was said of them last stays to be read."""
-    connection.execute(
-        files.update()
-        .where(files.c.task == task, files.c.outcome.in_(list(outcomes)))
-        .values(outcome=Outcome.PENDING)
-    )
+    _reopen(tuple(outcomes)).run(connection, at_task=task)
+
+
+_OPEN_FILES = Statement(
+    sa.select(*[files.c[name] for name in _REGISTERED])
+    .where(*same(files, "task"), among(files.c.outcome, OPEN))
+    .order_by(files.c.position)
+)
 
 
 def open_files(connection: sa.Connection, task: int) -> Sequence[Row]:
     """Return the files of a task that are still to be sent, in the order of registration."""
-    found = sa.select(
-        files.c.uri, files.c.size, files.c.modified, files.c.sha256, files.c.media_type
-    ).where(files.c.task == task, files.c.outcome.in_(OPEN))
-    return connection.execute(found.order_by(files.c.position)).all()
+    return _OPEN_FILES.all(connection, at_task=task)
+
+
+_UNDELIVERED = Statement(
+    sa.select(files.c.uri)
+    .where(*same(files, "task"), files.c.outcome != literal(Outcome.DELIVERED))
+    .order_by(files.c.position)
+)
 
 
 def undelivered(connection: sa.Connection, task: int) -> Sequence[str]:
     """Return the URIs of a task's files that the receiver does not have, in the order of registration."""
-    found = sa.select(files.c.uri).where(files.c.task == task, files.c.outcome != Outcome.DELIVERED)
-    return connection.scalars(found.order_by(files.c.position)).all()
+    return _UNDELIVERED.scalars(connection, at_task=task)
+
+
+_URIS = Statement(sa.select(files.c.uri).where(*same(files, "task")).order_by(files.c.position))
+
+
+def uris(connection: sa.Connection, task: int) -> Sequence[str]:
+    """Return the URIs of a task's files in the order of registration."""
+    return _URIS.scalars(connection, at_task=task)
+
+
+_TELL_FILES = Statement(
+    files.update()
+    .where(*same(files, "task", "uri"), files.c.outcome != literal(Outcome.DELIVERED))
+    .values(given(files, "outcome", "code", "message", "sop_instance_uid", "attempt", "updated_at"))
+)
+
+
+def tell_files(connection: sa.Connection, told: Sequence[Mapping[str, Any]]) -> int:
+    """Write files' outcomes; one that is delivered stays so.
+
+    Args:
+        connection: Within a transaction.
+        told: For each file ``at_task``, ``at_uri`` and the columns to set.
+
+    Returns:
+        How many were written: others are delivered already, or none of the task's.
+    """
+    return _TELL_FILES.run_many(connection, told)
 
 
 def unknown_uris(connection: sa.Connection, task: int, uris: Sequence[str]) -> list[str]:
@@ -172,66 +307,72 @@ def unknown_uris(connection: sa.Connection, task: int, uris: Sequence[str]) -> l
     return [uri for uri in uris if uri not in known]
 
 
-def tell_files(connection: sa.Connection, task: int, told: Sequence[Mapping[str, Any]]) -> None:
-    """Write files' outcomes; one that is delivered stays so.
-
-    Args:
-        connection: Within a transaction.
-        task: Whose files.
-        told: For each file ``at_uri`` and the columns to set.
-    """
-    connection.execute(
-        files.update().where(
-            files.c.task == task,
-            files.c.uri == sa.bindparam("at_uri"),
-            files.c.outcome != Outcome.DELIVERED,
-        ),
-        told,
-    )
+_TELL_OPEN_FILES = Statement(
+    files.update()
+    .where(*same(files, "task"), files.c.outcome == literal(Outcome.PENDING))
+    .values(given(files, "outcome", "code", "message", "attempt", "updated_at"))
+)
 
 
 def tell_open_files(connection: sa.Connection, task: int, values: Mapping[str, Any]) -> None:
     """Give all files that have no outcome in this attempt one and the same."""
-    connection.execute(
-        files.update()
-        .where(files.c.task == task, files.c.outcome == Outcome.PENDING)
-        .values(**values)
-    )
+    _TELL_OPEN_FILES.run(connection, at_task=task, **values)
+
+
+_COUNTS = Statement(
+    sa.select(files.c.outcome, sa.func.count())
+    .where(*same(files, "task"))
+    .group_by(files.c.outcome)
+)
 
 
 def counts(connection: sa.Connection, task: int) -> Counts:
     """Count a task's files by outcome."""
-    found = sa.select(files.c.outcome, sa.func.count()).where(files.c.task == task)
-    rows = connection.execute(found.group_by(files.c.outcome)).all()
-    return Counts(**dict(rows))
+    return Counts(**dict(_COUNTS.all(connection, at_task=task)))
 
 
-def insert_attempt(connection: sa.Connection, values: Mapping[str, Any]) -> None:
-    """Note that a task was claimed."""
-    connection.execute(attempts.insert().values(**values))
+_INSERT_ATTEMPTS = Statement(
+    attempts.insert().values(
+        given(attempts, "task", "attempt", "lease_token", "instance", "claimed_at")
+    )
+)
+
+
+def insert_attempts(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Note that tasks were claimed."""
+    _INSERT_ATTEMPTS.run_many(connection, rows)
+
+
+_END_ATTEMPT = Statement(
+    attempts.update()
+    .where(*same(attempts, "task", "attempt"))
+    .values(given(attempts, "ended_at", "result", "code", "message", "report"))
+)
 
 
 def end_attempt(
     connection: sa.Connection, task: int, attempt: int, values: Mapping[str, Any]
 ) -> None:
     """Note how a claim ended."""
-    connection.execute(
-        attempts.update()
-        .where(attempts.c.task == task, attempts.c.attempt == attempt)
-        .values(**values)
-    )
+    _END_ATTEMPT.run(connection, at_task=task, at_attempt=attempt, **values)
+
+
+_ATTEMPTS_OF = Statement(
+    sa.select(attempts).where(*same(attempts, "task")).order_by(attempts.c.attempt)
+)
 
 
 def attempts_of(connection: sa.Connection, task: int) -> Sequence[Row]:
     """Return a task's attempts, oldest first."""
-    found = sa.select(attempts).where(attempts.c.task == task).order_by(attempts.c.attempt)
-    return connection.execute(found).all()
+    return _ATTEMPTS_OF.all(connection, at_task=task)
+
+
+_HISTORY_OF = Statement(sa.select(history).where(*same(history, "task")).order_by(history.c.id))
 
 
 def history_of(connection: sa.Connection, task: int) -> Sequence[Row]:
     """Return what happened to a task, oldest first."""
-    found = sa.select(history).where(history.c.task == task).order_by(history.c.id)
-    return connection.execute(found).all()
+    return _HISTORY_OF.all(connection, at_task=task)
 
 
 def files_page(
@@ -261,7 +402,7 @@ def tasks_page(
         before: Only tasks with a smaller id.
         limit: At most so many.
     """
-    found = sa.select(tasks).where(*[tasks.c[name] == value for name, value in where.items()])
+    found = sa.select(tasks).where(*_equal(where))
     if before is not None:
         found = found.where(tasks.c.id < before)
     if text:
@@ -279,6 +420,13 @@ def tasks_page(
     return connection.execute(found.order_by(tasks.c.id.desc()).limit(limit)).all()
 
 
+def _equal(where: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [
+        tasks.c[name] == (literal(value) if isinstance(value, State) else value)
+        for name, value in where.items()
+    ]
+
+
 def matching(
     connection: sa.Connection,
     where: Mapping[str, Any],
@@ -286,9 +434,7 @@ def matching(
     states: Sequence[State],
 ) -> Sequence[Row]:
     """Return all tasks of some states that a filter names, oldest first, locked."""
-    found = sa.select(tasks).where(
-        tasks.c.state.in_(states), *[tasks.c[name] == value for name, value in where.items()]
-    )
+    found = sa.select(tasks).where(among(tasks.c.state, states), *_equal(where))
     found = found.order_by(tasks.c.id).with_for_update()
     if task_ids is None:
         return connection.execute(found).all()
@@ -300,24 +446,52 @@ def matching(
     return sorted(rows, key=lambda row: row.id)
 
 
+_HELD_BY = Statement(
+    sa.select(tasks.c.agent, attempts.c.instance, tasks.c.task_id)
+    .join(attempts, sa.and_(attempts.c.task == tasks.c.id, attempts.c.attempt == tasks.c.attempt))
+    .where(tasks.c.state == literal(State.IN_PROGRESS))
+)
+
+
 def held_by(connection: sa.Connection) -> Sequence[Row]:
     """Return agent, instance and task id of every claim that runs."""
-    found = sa.select(tasks.c.agent, attempts.c.instance, tasks.c.task_id).join(
-        attempts, sa.and_(attempts.c.task == tasks.c.id, attempts.c.attempt == tasks.c.attempt)
+    return _HELD_BY.all(connection)
+
+
+def _number(*where: sa.ColumnElement[bool] | sa.TextClause) -> sa.ScalarSelect[int]:
+    return sa.select(sa.func.count()).select_from(tasks).where(*where).scalar_subquery()
+
+
+_UNSUCCEEDED = tuple(state for state in State if state != State.SUCCEEDED)
+_STATE_COUNTS = Statement(
+    sa.select(
+        _number(ENDED).label("ended"),
+        *[_number(tasks.c.state == literal(state)).label(state) for state in _UNSUCCEEDED],
     )
-    return connection.execute(found.where(tasks.c.state == State.IN_PROGRESS)).all()
+)
 
 
-def state_counts(connection: sa.Connection) -> dict[str, int]:
-    """Count all tasks by state."""
-    found = sa.select(tasks.c.state, sa.func.count()).group_by(tasks.c.state)
-    return dict(connection.execute(found).all())
+def state_counts(connection: sa.Connection) -> dict[State, int]:
+    """Count all tasks by state; each count reads one partial index alone."""
+    row = _STATE_COUNTS.first(connection)
+    counts = {state: getattr(row, state) for state in _UNSUCCEEDED}
+    ended = sum(number for state, number in counts.items() if state.finished)
+    return counts | {State.SUCCEEDED: row.ended - ended}
+
+
+@functools.cache
+def _by_destination(state: State) -> Statement:
+    return Statement(
+        sa.select(tasks.c.destination, sa.func.count().label("tasks"))
+        .where(tasks.c.state == literal(state))
+        .group_by(tasks.c.destination)
+    )
 
 
 def unfinished_by_destination(connection: sa.Connection) -> dict[tuple[str, str], int]:
     """Count Pending and InProgress tasks by destination and state."""
-    found = sa.select(tasks.c.destination, tasks.c.state, sa.func.count()).where(
-        tasks.c.state.in_([State.PENDING, State.IN_PROGRESS])
-    )
-    rows = connection.execute(found.group_by(tasks.c.destination, tasks.c.state)).all()
-    return {(destination, state): number for destination, state, number in rows}
+    return {
+        (row.destination, state): row.tasks
+        for state in (State.PENDING, State.IN_PROGRESS)
+        for row in _by_destination(state).all(connection)
+    }

@@ -136,6 +136,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.Column("due_at", sa.BigInteger(), nullable=True),
+        sa.Column("waits", sa.Boolean(), nullable=False),
         sa.Column("lease_token", sa.Text(), nullable=True),
         sa.Column("lease_seconds", sa.Integer(), nullable=True),
         sa.Column("lease_expires_at", sa.BigInteger(), nullable=True),
@@ -161,6 +162,9 @@ def upgrade() -> None:
             "(state = 'Pending') = (due_at IS NOT NULL)", name=op.f("ck_tasks_due_while_pending")
         ),
         sa.CheckConstraint(
+            "state = 'Pending' OR NOT waits", name=op.f("ck_tasks_waits_while_pending")
+        ),
+        sa.CheckConstraint(
             "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_retry = 0 AND files_rejected = 0)",
             name=op.f("ck_tasks_succeeded_is_delivered"),
         ),
@@ -181,20 +185,19 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(
-        op.f("ix_tasks_agent_job_id_turn"), "tasks", ["agent", "job_id", "turn"], unique=False
+        op.f("ix_tasks_job_id_agent_turn"), "tasks", ["job_id", "agent", "turn"], unique=False
     )
-    op.create_index(op.f("ix_tasks_destination"), "tasks", ["destination"], unique=False)
     op.create_index(
-        "ix_tasks_pending",
+        "ix_tasks_head",
         "tasks",
-        ["agent", "destination", sa.text("priority DESC"), "turn", "id"],
+        ["agent", "destination", "waits", sa.text("priority DESC"), "turn", "id"],
         sqlite_where=sa.text("state = 'Pending'"),
         postgresql_where=sa.text("state = 'Pending'"),
     )
     op.create_index(
         "ix_tasks_due",
         "tasks",
-        ["agent", "destination", "due_at"],
+        ["agent", "destination", "waits", "due_at"],
         unique=False,
         sqlite_where=sa.text("state = 'Pending'"),
         postgresql_where=sa.text("state = 'Pending'"),
@@ -206,6 +209,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state = 'Failed'"),
         postgresql_where=sa.text("state = 'Failed'"),
+    )
+    op.create_index(
+        "ix_tasks_canceled",
+        "tasks",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'Canceled'"),
+        postgresql_where=sa.text("state = 'Canceled'"),
     )
     op.create_index(
         "ix_tasks_held",
@@ -223,7 +234,6 @@ def upgrade() -> None:
         sqlite_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
         postgresql_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
     )
-    op.create_index(op.f("ix_tasks_job_id"), "tasks", ["job_id"], unique=False)
     op.create_index(
         "ix_tasks_lease",
         "tasks",
@@ -233,7 +243,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'InProgress'"),
     )
     op.create_index(op.f("ix_tasks_payload_id"), "tasks", ["payload_id"], unique=False)
-    op.create_index(op.f("ix_tasks_state"), "tasks", ["state"], unique=False)
     op.create_table(
         "attempts",
         sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -245,6 +254,7 @@ def upgrade() -> None:
         sa.Column("result", sa.Text(), nullable=True),
         sa.Column("code", sa.Text(), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
+        sa.Column("report", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "(ended_at IS NULL) = (result IS NULL)", name=op.f("ck_attempts_ended_with_result")
         ),
@@ -252,6 +262,15 @@ def upgrade() -> None:
             ["task"], ["tasks.id"], name=op.f("fk_attempts_task"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("task", "attempt", name=op.f("pk_attempts")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "uq_attempts_running",
+        "attempts",
+        ["task"],
+        unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_table(
         "files",
@@ -277,6 +296,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("task", "position", name=op.f("pk_files")),
         sa.UniqueConstraint("task", "uri", name=op.f("uq_files_task_uri")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "history",
