@@ -273,6 +273,40 @@ def test_redelivery_may_go_elsewhere(local: "LocalService") -> None:
     assert listed(local, "?destination=ZÜRICH") == ["job"]
 
 
+def test_what_is_redelivered_elsewhere_is_claimed(local: "LocalService") -> None:
+    """Its agent never had a task for that destination before."""
+    local.put_file("op/a.dcm", b"x")
+    local.register("op/a.dcm", data=["Orthanc"])
+    done = succeed(local)
+    local.call("POST", f"/api/tasks/{done.task_id}/redeliver", {"destination": "DCM4CHEE"})
+    assert local.claim().redelivery_of == done.task_id
+
+
+def test_a_failed_task_that_was_sent_once_more_does_not_count_against_its_job(
+    local: "LocalService",
+) -> None:
+    local.put_file("op/a.dcm", b"x")
+    local.register("op/a.dcm", data=["Orthanc"])
+    failed = fail(local)
+    assert not local.client.job("job").delivered
+    local.call("POST", f"/api/tasks/{failed.task_id}/redeliver", {"destination": "DCM4CHEE"})
+    succeed(local)
+    assert local.client.job("job").summary == "1 of 2 tasks are not delivered: 1 Failed"
+    local.call("POST", f"/api/tasks/{failed.task_id}/redeliver")
+    assert "1 of 2 tasks are not delivered: 1 Pending" in local.client.job("job").summary
+    succeed(local)
+    assert local.client.job("job").delivered
+
+
+def test_a_task_that_a_person_canceled_is_replaced_by_newer_results(local: "LocalService") -> None:
+    (first,) = local.register(key="one", data=["Orthanc"])
+    local.call("POST", f"/api/tasks/{first.task_id}/cancel")
+    (second,) = local.register(key="two", data=["Orthanc"])
+    assert local.client.task(first.task_id).superseded_by == second.task_id
+    succeed(local)
+    assert local.client.job("job").delivered
+
+
 def test_redelivery_of_what_is_not_finished_is_refused(local: "LocalService") -> None:
     (task,) = local.register()
     local.call("POST", f"/api/tasks/{task.task_id}/redeliver").problem(409, "illegal-transition")

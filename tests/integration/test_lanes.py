@@ -1,6 +1,7 @@
 """Lanes: limits, pauses and unavailable destinations, one of which never holds up another."""
 
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,6 +132,41 @@ def test_all_that_waits_goes_out_once_a_probe_was_answered(local: "LocalService"
     local.client.renew(probe.task_id, renewal)
     assert local.client.destination("Away").down_since is None
     assert len(local.client.claim("clarascu", size=10)) == 9
+
+
+def test_a_success_that_lists_no_files_shows_that_the_destination_is_up(
+    local: "LocalService",
+) -> None:
+    add(local, "Pacs", max_tasks=5)
+    register(local, "Pacs", 4)
+    unavailable(local, local.claim())
+    local.clock.advance(61)
+    succeed(local, local.claim())
+    assert local.client.destination("Pacs").down_since is None
+    assert len(local.client.claim("clarascu", size=10)) == 3
+
+
+def test_peek_shows_what_a_claim_would_give_and_changes_nothing(local: "LocalService") -> None:
+    add(local, "Pacs", max_tasks=1)
+    (first, _second) = register(local, "Pacs", 2)
+    for _ in range(2):
+        shown = local.call("GET", "/api/tasks/clarascu/pending?size=10&peek=true").json
+        assert [(task["taskId"], task["state"]) for task in shown] == [(first, "Pending")]
+    assert local.claim().task_id == first
+
+
+def test_what_is_not_due_yet_is_claimed_in_the_order_of_claims_once_it_is(
+    local: "LocalService",
+) -> None:
+    later = local.clock.now() + timedelta(seconds=30)
+    (low,) = local.register(job_id="one", not_before=later)
+    (high,) = local.register(job_id="two", not_before=later, priority=5)
+    (now,) = local.register(job_id="three")
+    assert local.claim().task_id == now.task_id
+    assert local.client.claim("clarascu", size=10) == []
+    local.clock.advance(30)
+    due = [task.task_id for task in local.client.claim("clarascu", size=10)]
+    assert due == [high.task_id, low.task_id]
 
 
 def test_a_refused_file_too_shows_that_the_destination_is_up(local: "LocalService") -> None:

@@ -344,6 +344,19 @@ def unavailable(local: "LocalService", task: Task, *files: FileOutcome) -> Task:
     return fail(local, task, *files, unavailable=True, code="connection-refused")
 
 
+def test_a_report_that_comes_again_is_answered_again_whatever_came_of_it(
+    local: "LocalService",
+) -> None:
+    local.register()
+    task = local.claim()
+    renew(local, task, told("op/a.dcm", Outcome.RETRY), told("op/b.dcm"))
+    for _ in range(2):
+        assert succeed(local, task).state == State.PENDING  # one file is to be sent again
+    with pytest.raises(LeaseLost):
+        fail(local, task)  # another report is no repetition
+    assert results(local, task) == ["retry"]
+
+
 def test_an_unavailable_destination_costs_no_retry_however_often(local: "LocalService") -> None:
     local.register("a")
     for _ in range(12):

@@ -18,7 +18,7 @@ from clara_results.domain.scopes import EVERYTHING, AnonymousGrant, Scopes
 from clara_results.errors import Conflict, NotFound, ServiceUnavailable, Unauthenticated
 from clara_results.store import tokens as store
 from clara_results.store.database import Database, Transaction, open_database
-from clara_results.store.migrations import migrate
+from clara_results.store.migrations import is_current, migrate
 
 PREFIX = "crt_"
 """Begins every token, so that people and scanners for leaked secrets know one when they see it."""
@@ -81,14 +81,19 @@ class NewToken:
 
 @contextmanager
 def opened(database_url: str) -> Iterator[Database]:
-    """Open a database without the service, beside one that may run on it, and bring its tables up to date.
+    """Open a database without the service, beside one that may run on it.
+
+    Its tables are brought up to date if no service works on it, or several can.
 
     Raises:
+        InvalidInput: They are not up to date, and a service works on it (``database-in-use``).
         ServiceUnavailable: It can't be used.
     """
     database = open_database(database_url)
     try:
-        migrate(database.engine)
+        if not is_current(database.engine):
+            database.start(lambda _agent: None, lambda _happened: None)
+            migrate(database.engine)
         yield database
     finally:
         database.close()

@@ -208,33 +208,38 @@ class Engine:
         while True:
             # In line first, then look: what comes in between wakes us.
             ticket = self.wakeups.ticket(agent)
-            claimed: list[Task] = []
-            due_at: datetime | None = None
             try:
-                now = self.clock.now()
-                if agent in self._busy:
-                    claimed = await self.write(claim)
-                if not claimed:
-                    self._busy.discard(agent)
-                    due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
-                    if due_at is not None and due_at <= now:
-                        claimed = await self.write(claim)
-                        due_at = None
-                if claimed:
-                    self._busy.add(agent)
+                claimed, until_due = await self._claim_now(agent, claim)
                 left = deadline - loop.time()
                 if claimed or left <= 0 or self.closing.is_set():
                     if ticket.done() or len(claimed) == size:
                         self.wakeups.wake(agent)  # there may be more for the next in line
                     return claimed
-                until_due = RECHECK if due_at is None else (due_at - now).total_seconds()
-                await asyncio.wait([ticket], timeout=max(0.0, min(left, RECHECK, until_due)))
+                await asyncio.wait([ticket], timeout=max(0.0, min(left, until_due)))
                 if await caller_left():
                     if ticket.done():
                         self.wakeups.wake(agent)
                     return []
             finally:
                 self.wakeups.drop(agent, ticket)
+
+    async def _claim_now(
+        self, agent: str, claim: Callable[[Transaction], list[Task]]
+    ) -> tuple[list[Task], float]:
+        """Claim what can be claimed; return it, and for how many seconds it is no use to look again unless woken."""
+        claimed = await self.write(claim) if agent in self._busy else []
+        wait = RECHECK
+        if not claimed:
+            self._busy.discard(agent)
+            now = self.clock.now()
+            due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
+            if due_at is not None and due_at <= now:
+                claimed = await self.write(claim)
+            elif due_at is not None:
+                wait = min(wait, (due_at - now).total_seconds())
+        if claimed:
+            self._busy.add(agent)
+        return claimed, wait
 
     async def see(self, agent: str, instance: str, version: str | None) -> None:
         """Note that an agent process is alive; at most every ten seconds it is written down."""
@@ -261,15 +266,21 @@ class Engine:
         self.pruner.join()
         self._database.close()
 
+    def _all_of(self, some: Callable[[Transaction, int], int]) -> int:
+        """Do what is done to so many tasks at a time until it is done to all; return to how many."""
+        done = 0
+        while not self.closing.is_set():
+            number = self._database.write(lambda tx: some(tx, RESCUE_SIZE)).result()
+            done += number
+            if number < RESCUE_SIZE:
+                break
+        return done
+
     def _rescue(self) -> None:
         while not self.closing.wait(RESCUE_EVERY):
             try:
-                rescued = self._database.write(
-                    partial(self.queue.rescue, size=RESCUE_SIZE)
-                ).result()
-                given_up = self._database.write(
-                    partial(self.queue.give_up, size=RESCUE_SIZE)
-                ).result()
+                rescued = self._all_of(self.queue.rescue)
+                given_up = self._all_of(self.queue.give_up)
                 self.metrics.know(self._database.read(receivers).result())
                 self.rescued_at = self.clock.monotonic()
             except ServiceUnavailable as error:

@@ -345,13 +345,21 @@ class Queue:
     def job(self, connection: sa.Connection, job_id: str) -> Job:
         """Return a job's tasks, and whether its results are delivered.
 
+        A task that a newer registration superseded does not count, nor one that was sent once more to where it was to go.
+
         Raises:
             NotFound: No task was registered for it.
         """
         rows = store.by_job(connection, job_id)
         if not rows:
             raise NotFound("no results were registered for that job", code="job-not-found")
-        current = [row for row in rows if row.superseded_by is None]
+        redelivered = {(row.redelivery_of, row.destination or row.parameters) for row in rows}
+        current = [
+            row
+            for row in rows
+            if row.superseded_by is None
+            and (row.task_id, row.destination or row.parameters) not in redelivered
+        ]
         missing = [row for row in current if row.state != State.SUCCEEDED]
         states: dict[str, int] = {}
         for row in missing:

@@ -144,7 +144,7 @@ _OLDER_OF_SCOPE = Statement(
         registrations.c.id < sa.bindparam("before"),
         registrations.c.idempotency_key.is_not(None),
         tasks.c.superseded_by.is_(None),
-        ~among(tasks.c.state, [State.SUCCEEDED, State.CANCELED]),
+        tasks.c.state != literal(State.SUCCEEDED),
     )
     .order_by(tasks.c.id)
     .with_for_update(of=tasks)
@@ -152,7 +152,7 @@ _OLDER_OF_SCOPE = Statement(
 
 
 def older_of_scope(connection: sa.Connection, scope_sha256: str, before: int) -> Sequence[Row]:
-    """Return the tasks, not yet superseded and not Succeeded or Canceled, of older registrations of a scope."""
+    """Return the tasks, not yet superseded and not Succeeded, of older registrations of a scope."""
     return _OLDER_OF_SCOPE.all(connection, at_scope_sha256=scope_sha256, before=before)
 
 

@@ -372,7 +372,8 @@ class Job:
 
     Attributes:
         job_id: The platform's job.
-        delivered: Every task that was not superseded is Succeeded, and there is one.
+        delivered: Every task is Succeeded, and there is one; but for those that a newer registration superseded, or
+            that were sent once more to where they were to go.
         summary: The same in one sentence.
         tasks: All its tasks, oldest first.
     """
