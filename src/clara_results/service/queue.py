@@ -538,11 +538,9 @@ class Queue:
                 return row
         elif row.attempt:
             last = store.attempts_of(connection, row.id)[-1]
-            if (
-                token in {None, last.lease_token}
-                and repeated is not None
-                and last.report == repeated
-            ):
+            same = repeated is not None and last.report == repeated
+            same |= repeated == SUCCESS and last.result == "succeeded"
+            if token in {None, last.lease_token} and same:
                 return row
         raise LeaseLost(
             f"the lease on task {task_id} is lost: the task is {row.state}, attempt {row.attempt}; "
