@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
+from clara_results.api.arguments import Arguments, header
 from clara_results.api.problems import problem
 from clara_results.domain import names
 from clara_results.errors import AccessDenied, Forbidden, InvalidInput, Unauthenticated
@@ -105,14 +106,16 @@ class GuardedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the route's handler behind the check."""
         rules = {method: _rule(method, self.path) for method in self.methods or ()}
-        handle = super().get_route_handler()
+        arguments = Arguments(self)
+        function = self.endpoint
 
         async def guarded(request: Request) -> Response:
             rule = rules[request.method]
-            if rule != OPEN:
+            if rule is not OPEN:
                 _check_page(request, rule)
                 await _check(request, rule)
-            return await handle(request)
+            response: Response = await function(**await arguments.of(request))
+            return response
 
         return guarded
 
@@ -157,11 +160,14 @@ async def _check(request: Request, rule: Rule) -> None:
     engine: Engine = request.app.state.engine
     address = request.client.host if request.client else None
     caller = await engine.access.caller(_bearer(request), address, outage=rule.outage)
-    if any(caller.scopes.allow(scope) for scope in rule.scopes):
+    if rule.agent is not None and caller.scopes.every_agent:
         return
+    for scope in rule.scopes:
+        if caller.scopes.allow(scope):
+            return
     if rule.agent is None or not caller.scopes.some_agent:
         raise _insufficient(caller, rule.scopes, rule.agent and "agent:NAME")
-    if rule.agent is As.ANY or caller.scopes.every_agent:
+    if rule.agent is As.ANY:
         return
     agent = await _agent(request, engine)
     if agent is not None and not caller.scopes.allow_agent(agent):
@@ -182,7 +188,10 @@ async def _agent(request: Request, engine: Engine) -> str | None:
 
 def _bearer(request: Request) -> str | None:
     """Return the bearer token of a call (RFC 6750 2.1); another scheme's credentials are none of ours."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = header(request, b"authorization")
+    if given is None:
+        return None
+    scheme, _, token = given.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
@@ -202,8 +211,9 @@ def _check_page(request: Request, rule: Rule) -> None:
     Where a caller's place alone gives rights, every page that is open in a browser at that place could use them.
     Answers to reading calls are kept from such pages by the browser itself.
     """
-    changes = request.method not in {"GET", "HEAD"} or rule == CLAIM
-    if changes and request.headers.get("sec-fetch-site", "none") not in _SAME_SITE:
+    site = header(request, b"sec-fetch-site")
+    changes = request.method not in {"GET", "HEAD"} or rule is CLAIM
+    if site is not None and changes and site not in _SAME_SITE:
         raise Forbidden("pages of other sites may not call this service", code="cross-site")
 
 

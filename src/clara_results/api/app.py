@@ -2,23 +2,46 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from clara_results import __version__
 from clara_results.api import access, problems
+from clara_results.api.access import GuardedRoute
+from clara_results.api.calls import Calls
 from clara_results.api.routes import destinations, events, health, metrics, payloads, tasks
 from clara_results.service.engine import Engine
 from clara_results.wire.destinations import Destination, TestResult
 
-BODY_LIMIT = 16 << 20
-"""Bytes of a request that is no upload."""
 DOCS_ASSETS = "/docs/assets"
+_PARTS = (tasks, payloads, destinations, events, metrics, health)
+
+
+class _App(FastAPI):
+    """FastAPI, with our own way from calls to routes before its own."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.router.route_class = GuardedRoute
+        routes = []
+        for part in _PARTS:
+            self.include_router(part.router)
+            routes += [route for route in part.router.routes if isinstance(route, GuardedRoute)]
+        calls = Calls(self, routes, super().__call__)
+        self._calls = metrics.Measured(calls)  # outermost: what others refuse counts as well
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request, or what a server asks at its start and end."""
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self._calls(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -39,7 +62,7 @@ def create_app(
         finally:
             app.state.engine.close()
 
-    app = FastAPI(
+    app = _App(
         title="Clara Results",
         summary="The Results Service's HTTP contract",
         version=__version__,
@@ -49,13 +72,8 @@ def create_app(
         strict_content_type=False,  # the original's clients may leave it out
     )
     app.state.test_destination = test_destination
-    app.router.route_class = access.GuardedRoute
-    for module in (tasks, payloads, destinations, events, metrics, health):
-        app.include_router(module.router)
     problems.install(app)
     access.install(app)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(metrics.Measured)  # outermost: what others refuse counts as well
     assets = StaticFiles(packages=[("fastapi_swagger", "resources")])
     app.mount(DOCS_ASSETS, assets, name="docs-assets")
 
@@ -70,28 +88,3 @@ def create_app(
         )
 
     return app
-
-
-class BodyLimit:
-    """Refuses JSON bodies over the limit with 413, before they are gathered in memory."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an application."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on while it keeps to the limit."""
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > BODY_LIMIT:
-                raise HTTPException(
-                    413, f"a body has at most {BODY_LIMIT} bytes; register in parts"
-                )
-            return message
-
-        upload = scope["type"] == "http" and scope["path"].startswith("/api/payloads/")
-        await self._app(scope, receive if upload else limited, send)

@@ -22,19 +22,19 @@ PATIENCE = 2.0
 """Seconds that the database has to answer: less than a probe waits."""
 
 
-@router.get("/live")
-async def live() -> dict[str, str]:
+@router.get("/live", response_model=dict[str, str])
+async def live() -> Response:
     """Answer as long as the process does."""
-    return {"status": "ok"}
+    return answer(dict[str, str], {"status": "ok"})
 
 
-@router.get("/ready", responses=documented())
-async def ready(engine: EngineDep) -> dict[str, str]:
+@router.get("/ready", response_model=dict[str, str], responses=documented())
+async def ready(engine: EngineDep) -> Response:
     """Answer 200 only while the database serves and the service is not about to end."""
     if engine.closing.is_set():
         raise ServiceUnavailable("the service is shutting down", code="shutting-down")
     await _ask(engine)
-    return {"status": "ok"}
+    return answer(dict[str, str], {"status": "ok"})
 
 
 @router.get("/status", response_model=Health, responses=documented())

@@ -36,9 +36,6 @@ class Measured:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and measure it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         engine = scope["app"].state.engine
         begun = time.perf_counter()
         status = 0
