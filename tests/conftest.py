@@ -373,6 +373,11 @@ class Service:
         """End it at once (SIGKILL)."""
         self._server.kill()
 
+    @property
+    def pid(self) -> int:
+        """Return the running process' id."""
+        return self._server.pid
+
     def log(self) -> str:
         """Return all that it has printed."""
         return self._log.read_text()

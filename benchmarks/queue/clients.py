@@ -10,7 +10,7 @@ import importlib
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -90,11 +90,15 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     @classmethod
-    async def open(cls, url: str) -> "Connection":
-        """Connect to a server."""
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str) -> "AsyncIterator[Connection]":
+        """Connect to a server; whoever waits for an answer no more must close, or it goes to nobody."""
         host, _, port = urlsplit(url).netloc.partition(":")
-        _, made = await asyncio.get_running_loop().create_connection(cls, host, int(port))
-        return made
+        transport, made = await asyncio.get_running_loop().create_connection(cls, host, int(port))
+        try:
+            yield made
+        finally:
+            transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (asyncio calls this)."""
@@ -142,11 +146,6 @@ class Connection(asyncio.Protocol):
             raise BenchmarkFailed(f"{method} {path}: {answered} {said[:500].decode()}")
         return said
 
-    def close(self) -> None:
-        """Close it."""
-        if self._transport is not None:
-            self._transport.close()
-
 
 class ResultsService:
     """Clients of the Results Service: registrations with a key of their own each, claims, reports of success."""
@@ -179,31 +178,29 @@ class ResultsService:
         await _share(clients, tasks, lambda turn, number: self._produce(turn, number, mark))
 
     async def _produce(self, turn: int, tasks: int, mark: Mark) -> None:
-        connection = await Connection.open(self._urls[turn % len(self._urls)])
-        for _ in range(tasks):
-            made = await mark()
-            await connection.expect(201, "POST", "/api/tasks", self.body(made), f"Idempotency-Key: {made}\r\n")  # fmt: skip
-        connection.close()
+        async with Connection.open(self._urls[turn % len(self._urls)]) as connection:
+            for _ in range(tasks):
+                made = await mark()
+                await connection.expect(201, "POST", "/api/tasks", self.body(made), f"Idempotency-Key: {made}\r\n")  # fmt: skip
 
     async def consume(self, clients: int, size: int, wait: bool, stop: Stop, seen: Seen) -> None:
         """Claim tasks, and report each by a request of its own before the next."""
         await _until(stop, [self._consume(turn, size, wait, stop, seen) for turn in range(clients)])
 
     async def _consume(self, turn: int, size: int, wait: bool, stop: Stop, seen: Seen) -> None:
-        connection = await Connection.open(self._urls[turn % len(self._urls)])
         path = f"/api/tasks/{QUEUE}/pending?size={size}&lease={LEASE}" + (
             "&wait=30" if wait else ""
         )
-        while not stop.reached:
-            claimed = json.loads(await connection.expect(200, "GET", path))
-            for task in claimed:
-                seen(task["jobId"])
-                report = b'{"leaseToken":"%s"}' % task["leaseToken"].encode()
-                await connection.expect(200, "PUT", f"/api/tasks/success/{task['taskId']}", report)
-                stop.done(1)
-            if not claimed and not wait:
-                break
-        connection.close()
+        async with Connection.open(self._urls[turn % len(self._urls)]) as connection:
+            while not stop.reached:
+                claimed = json.loads(await connection.expect(200, "GET", path))
+                for task in claimed:
+                    seen(task["jobId"])
+                    report = b'{"leaseToken":"%s"}' % task["leaseToken"].encode()
+                    await connection.expect(200, "PUT", f"/api/tasks/success/{task['taskId']}", report)  # fmt: skip
+                    stop.done(1)
+                if not claimed and not wait:
+                    break
 
 
 class QuorumQueue:
