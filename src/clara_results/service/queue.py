@@ -106,29 +106,14 @@ class Queue:
         rows, down = lanes.heads(connection, agent, size, now)
         for destination in down:
             lanes.probing(connection, destination, now)
-        claimed = [self._claim(transaction, row, now, seconds, instance) for row in rows]
-        if claimed:
-            store.advance_turn(connection, agent, max(row.turn for row in rows))
-            store.insert_attempts(
-                connection,
-                [
-                    {
-                        "task": row.id,
-                        "attempt": task.attempt,
-                        "lease_token": task.lease_token,
-                        "instance": instance,
-                        "claimed_at": now,
-                    }
-                    for row, task in zip(rows, claimed, strict=True)
-                ],
-            )
-        return claimed
+        return self._claim(transaction, rows, seconds, instance) if rows else []
 
     def peek(self, transaction: Transaction, agent: str, size: int) -> list[Task]:
         """Show what a claim would give, and change nothing that anyone sees."""
         connection = transaction.connection
         rows, _ = lanes.heads(connection, agent, size, self._clock.now())
-        return [views.task(row, open_files=store.open_files(connection, row.id)) for row in rows]
+        files = store.open_files(connection, [row.id for row in rows])
+        return [views.task(row, open_files=files[row.id]) for row in rows]
 
     def succeed(self, transaction: Transaction, task_id: str, report: SuccessReport) -> Task:
         """Take a report of success.
@@ -426,29 +411,53 @@ class Queue:
     # Steps
 
     def _claim(
-        self,
-        transaction: Transaction,
-        row: Row,
-        now: datetime,
-        seconds: int,
-        instance: str | None,
-    ) -> Task:
-        connection = transaction.connection
-        decision = decide(_situation(row, views.counts(row)), Event.CLAIMED, now, self._policy)
-        values = self._decided(decision, now) | {
-            "attempt": row.attempt + 1,
-            "lease_token": secrets.token_urlsafe(24),
-            "lease_seconds": seconds,
-            "lease_expires_at": now + timedelta(seconds=seconds),
-            "progress_files": None,
-            "progress_bytes": None,
-        }
+        self, transaction: Transaction, rows: Sequence[Row], seconds: int, instance: str | None
+    ) -> list[Task]:
+        """Give tasks, locked, to an agent: each statement once for all of them."""
+        connection, now = transaction.connection, self._clock.now()
+        changes = [self._leased(connection, row, now, seconds) for row in rows]
+        if store.move_all(connection, rows, changes) != len(rows):
+            raise LeaseLost("tasks were changed at the same moment; look again")
+        claimed = [row._replace(**values) for row, values in zip(rows, changes, strict=True)]
+        store.advance_turn(connection, rows[0].agent, max(row.turn for row in rows))
+        store.insert_attempts(
+            connection,
+            [
+                {
+                    "task": row.id,
+                    "attempt": row.attempt,
+                    "lease_token": row.lease_token,
+                    "instance": instance,
+                    "claimed_at": now,
+                }
+                for row in claimed
+            ],
+        )
+        self._note_all(transaction, claimed, "claimed", message=instance)
+        files = store.open_files(connection, [row.id for row in claimed])
+        return [views.task(row, open_files=files[row.id]) for row in claimed]
+
+    def _leased(
+        self, connection: sa.Connection, row: Row, now: datetime, seconds: int
+    ) -> dict[str, Any]:
+        """Return what a claim changes of a task; files to retry are open again."""
+        counts = views.counts(row)
+        decision = decide(_situation(row, counts), Event.CLAIMED, now, self._policy)
         if row.files_retry:
             store.reopen_files(connection, row.id, [Outcome.RETRY])
-            values |= self._count(connection, row.id)
-        claimed = self._move(transaction, row, values)
-        self._note(transaction, claimed, "claimed", attempt=claimed.attempt, message=instance)
-        return views.task(claimed, open_files=store.open_files(connection, row.id))
+            counts = store.counts(connection, row.id)
+        return (
+            self._decided(decision, now)
+            | count_columns(counts)
+            | {
+                "attempt": row.attempt + 1,
+                "lease_token": secrets.token_urlsafe(24),
+                "lease_seconds": seconds,
+                "lease_expires_at": now + timedelta(seconds=seconds),
+                "progress_files": None,
+                "progress_bytes": None,
+            }
+        )
 
     def _end(
         self, transaction: Transaction, row: Row, ending: _Ending, *, progressed: bool
@@ -638,20 +647,41 @@ class Queue:
         message: str | None = None,
     ) -> None:
         """Note in a task's history what brought it to where ``row`` has it, and have it counted once that is durable."""
+        self._note_all(transaction, [row], event, attempt=attempt, message=message)
+
+    def _note_all(
+        self,
+        transaction: Transaction,
+        rows: Sequence[Row],
+        event: str,
+        *,
+        attempt: int | None = None,
+        message: str | None = None,
+    ) -> None:
         now = self._clock.now()
         store.insert_history(
             transaction.connection,
-            {
-                "task": row.id,
-                "at": now,
-                "event": event,
-                "state": row.state,
-                "attempt": attempt,
-                "message": message,
-            },
+            [
+                {
+                    "task": row.id,
+                    "at": now,
+                    "event": event,
+                    "state": row.state,
+                    "attempt": row.attempt if event == "claimed" else attempt,
+                    "message": message,
+                }
+                for row in rows
+            ],
         )
-        after = now - row.created_at if event == "succeeded" else None
-        transaction.happened.append(TaskHappening(row.agent, row.destination, event, after))
+        transaction.happened += [
+            TaskHappening(
+                row.agent,
+                row.destination,
+                event,
+                now - row.created_at if event == "succeeded" else None,
+            )
+            for row in rows
+        ]
 
     def _matching(
         self, connection: sa.Connection, which: TaskFilter, states: Sequence[State]

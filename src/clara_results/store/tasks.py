@@ -105,9 +105,9 @@ _INSERT_HISTORY = Statement(
 )
 
 
-def insert_history(connection: sa.Connection, values: Mapping[str, Any]) -> None:
-    """Note what happened to a task."""
-    _INSERT_HISTORY.run(connection, **values)
+def insert_history(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Note what happened to tasks."""
+    _INSERT_HISTORY.run_many(connection, rows)
 
 
 _of_job = sa.select(sa.func.max(tasks.c.turn).label("turn")).where(*same(tasks, "agent", "job_id"))
@@ -203,22 +203,40 @@ def expired(connection: sa.Connection, now: datetime, size: int) -> Sequence[Row
     return _EXPIRED.all(connection, now=now, size=size)
 
 
+def _moving(columns: tuple[str, ...]) -> sa.Update:
+    return (
+        tasks.update().where(*same(tasks, "id", "state", "attempt")).values(given(tasks, *columns))
+    )
+
+
 @functools.cache
 def _move(columns: tuple[str, ...]) -> Statement:
-    return Statement(
-        tasks.update()
-        .where(*same(tasks, "id", "state", "attempt"))
-        .values(given(tasks, *columns))
-        .returning(tasks)
-    )
+    return Statement(_moving(columns).returning(tasks))
+
+
+@functools.cache
+def _move_all(columns: tuple[str, ...]) -> Statement:
+    return Statement(_moving(columns))
+
+
+def _as_read(task: Row) -> dict[str, Any]:
+    return {"at_id": task.id, "at_state": task.state, "at_attempt": task.attempt}
 
 
 def move(connection: sa.Connection, task: Row, values: Mapping[str, Any]) -> Row | None:
     """Change a task, if it still has the state and the attempt that it was read with; return what it is then."""
-    moved: Row | None = _move(tuple(values)).first(
-        connection, at_id=task.id, at_state=task.state, at_attempt=task.attempt, **values
-    )
+    moved: Row | None = _move(tuple(values)).first(connection, **_as_read(task), **values)
     return moved
+
+
+def move_all(
+    connection: sa.Connection, rows: Sequence[Row], changes: Sequence[Mapping[str, Any]]
+) -> int:
+    """Change tasks, each as ``move`` does, all of them in the same columns; return how many were changed."""
+    return _move_all(tuple(changes[0])).run_many(
+        connection,
+        [{**_as_read(row), **values} for row, values in zip(rows, changes, strict=True)],
+    )
 
 
 _LINK_SUPERSEDED = Statement(
@@ -245,16 +263,24 @@ def reopen_files(connection: sa.Connection, task: int, outcomes: Iterable[Outcom
     _reopen(tuple(outcomes)).run(connection, at_task=task)
 
 
-_OPEN_FILES = Statement(
-    sa.select(*[files.c[name] for name in _REGISTERED])
-    .where(*same(files, "task"), among(files.c.outcome, OPEN))
-    .order_by(files.c.position)
-)
+@functools.cache
+def _open_files(count: int) -> Statement:
+    of_tasks = [sa.bindparam(f"task_{number}", type_=files.c.task.type) for number in range(count)]
+    return Statement(
+        sa.select(files.c.task, *[files.c[name] for name in _REGISTERED])
+        .where(files.c.task.in_(of_tasks), among(files.c.outcome, OPEN))
+        .order_by(files.c.task, files.c.position)
+    )
 
 
-def open_files(connection: sa.Connection, task: int) -> Sequence[Row]:
-    """Return the files of a task that are still to be sent, in the order of registration."""
-    return _OPEN_FILES.all(connection, at_task=task)
+def open_files(connection: sa.Connection, ids: Sequence[int]) -> Mapping[int, Sequence[Row]]:
+    """Return for each of some tasks its files that are still to be sent, in the order of registration."""
+    found: dict[int, list[Row]] = {task: [] for task in ids}
+    if ids:
+        values = {f"task_{number}": task for number, task in enumerate(ids)}
+        for row in _open_files(len(ids)).all(connection, **values):
+            found[row.task].append(row)
+    return found
 
 
 _UNDELIVERED = Statement(
