@@ -1,11 +1,14 @@
 """The service's process: uvicorn around the application."""
 
+import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import Any
 
 import typer
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from clara_results import __version__
 from clara_results.api.app import create_app
@@ -53,6 +56,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=_Protocol,
                 access_log=False,
                 log_config=None,
                 timeout_graceful_shutdown=SHUTDOWN,
@@ -84,6 +88,57 @@ class _Server(uvicorn.Server):
         if self._engine is not None:
             self._engine.end_waiting()
         super().handle_exit(sig, frame)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, that hands an answer's head and body to the kernel together."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to serve a connection."""
+        super().connection_made(_Gathering(transport, self.loop))
+
+
+class _Gathering(asyncio.Transport):
+    """A transport that sends at the end of the event loop's turn what was written in it.
+
+    uvicorn writes the head of an answer, then its body; each on its own would be a call of the kernel and wake who
+    reads: together a quarter of what uvicorn costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes | bytearray | memoryview] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data, soon."""
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Close the connection once everything is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._transport.write(data)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
 
 
 def _check_access(settings: Settings) -> None:

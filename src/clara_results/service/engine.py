@@ -159,17 +159,23 @@ class Engine:
     ) -> T:
         if not self._database.answers:
             raise silent()
-        future = asyncio.wrap_future(run(operation))
-        self._running.add(future)
+        future = run(operation)
+        answer: asyncio.Future[T] = self._loop.create_future()
+        # As asyncio.wrap_future, in half the time.
+        future.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(_pass_on, done, answer)
+        )
+        self._running.add(answer)
         try:
-            return await future
+            return await answer
         except asyncio.CancelledError:
+            future.cancel()
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # who asked is to end
             raise silent() from None
         finally:
-            self._running.discard(future)
+            self._running.discard(answer)
 
     def _watch(self) -> None:
         """Once a second, let nobody wait any longer for a database that does not answer."""
@@ -293,3 +299,14 @@ class Engine:
                 _log.info("leases ran out: %d tasks taken back", rescued)
             if given_up:
                 _log.info("destinations stayed unavailable: %d tasks failed", given_up)
+
+
+def _pass_on(done: Future[T], answer: asyncio.Future[T]) -> None:
+    """Give what came of an operation to who waits for it, unless nobody does any more."""
+    if answer.done():
+        return
+    error = done.exception()
+    if error is None:
+        answer.set_result(done.result())
+    else:
+        answer.set_exception(error)

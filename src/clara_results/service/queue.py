@@ -8,9 +8,10 @@ import contextlib
 import json
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -263,6 +264,24 @@ class Queue:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
         return len(rows)
 
+    def check_redelivery(self, connection: sa.Connection, task_id: str) -> Callable[[], None]:
+        """Return what looks whether all files of a finished task are there: it may take long, and needs no transaction.
+
+        Raises:
+            NotFound: There is no such task.
+            IllegalTransition: It is not finished.
+        """
+        row, uris = self._redeliverable(connection, task_id)
+        return partial(self._retention.check, row.payload_id, uris)
+
+    def _redeliverable(self, connection: sa.Connection, task_id: str) -> tuple[Row, Sequence[str]]:
+        row = self._found(connection, task_id)
+        if not State(row.state).finished:
+            raise IllegalTransition(
+                f"task {task_id} is {row.state}; cancel it, or wait for its end"
+            )
+        return row, store.uris(connection, row.id)
+
     def redeliver(self, transaction: Transaction, task_id: str, body: Redelivery) -> Task:
         """Make a new task that sends all files of a finished one again.
 
@@ -274,16 +293,11 @@ class Queue:
         Raises:
             NotFound: There is no such task.
             IllegalTransition: It is not finished.
-            Gone: Files of it are no more (``payload-gone``).
+            Gone: Files of its payload were removed, and some of its own are no more (``payload-gone``).
         """
         connection, now = transaction.connection, self._clock.now()
-        row = self._found(connection, task_id)
-        if not State(row.state).finished:
-            raise IllegalTransition(
-                f"task {task_id} is {row.state}; cancel it, or wait for its end"
-            )
-        uris = store.uris(connection, row.id)
-        self._retention.keep(connection, row.payload_id, uris, removed=True)
+        row, uris = self._redeliverable(connection, task_id)
+        self._retention.keep(connection, row.payload_id, uris)
         registration = store.insert_registration(
             connection, None, "", f"redelivery of {row.task_id}", now
         )

@@ -75,14 +75,7 @@ class Retention:
         self._files = files
         self._rules = rules
 
-    def keep(
-        self,
-        connection: sa.Connection,
-        payload_id: str,
-        uris: Iterable[str],
-        *,
-        removed: bool = False,
-    ) -> None:
+    def keep(self, connection: sa.Connection, payload_id: str, uris: Iterable[str]) -> None:
         """Keep a payload's files from being removed before this transaction, that makes a task of them, ends.
 
         Locks come in one order: call it after all that locks tasks.
@@ -91,14 +84,20 @@ class Retention:
             connection: Within a transaction.
             payload_id: Which payload.
             uris: The files that are needed.
-            removed: Look whether they are there in any case; else only if some of the payload's were ever removed.
+
+        Raises:
+            Gone: Some of the payload's files were removed, and these are no more (``payload-gone``).
+        """
+        at = store.touch(connection, payload_id, self._clock.now(), holds_files=self._rules.own)
+        if at is not None:
+            self.check(payload_id, uris)
+
+    def check(self, payload_id: str, uris: Iterable[str]) -> None:
+        """Look whether files are there.
 
         Raises:
             Gone: Some of them are no more (``payload-gone``).
         """
-        at = store.touch(connection, payload_id, self._clock.now(), holds_files=self._rules.own)
-        if at is None and not removed:
-            return
         wanted = list(uris)
         gone = [uri for uri in wanted if not self._files.holds(payload_id, uri)]
         if gone:

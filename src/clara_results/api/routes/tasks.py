@@ -58,7 +58,10 @@ async def register(
     body: Registration,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
-    """Register results: one task for each element of ``data``."""
+    """Register results: one task for each element of ``data``.
+
+    Up to 100,000 files, 1,000 elements, and 1,000,000 of files times elements.
+    """
     key = idempotency_key.strip('"') if idempotency_key is not None else None
     check = partial(engine.registrar.checked, body, engine.payloads.stat)
     if body.verify or len(body.files or body.uris or ()) > IN_LINE:
@@ -222,6 +225,8 @@ async def cancel(engine: EngineDep, task_id: UUID) -> Response:
 async def redeliver(engine: EngineDep, task_id: UUID, body: Redelivery | None = None) -> Response:
     """Send all files of a finished task once more, as a new task."""
     wanted = body or Redelivery()
+    check = await engine.read(lambda c: engine.queue.check_redelivery(c, str(task_id)))
+    await asyncio.to_thread(check)
     made = await engine.write(lambda tx: engine.queue.redeliver(tx, str(task_id), wanted))
     return answer(Task, made, 201)
 
