@@ -54,7 +54,7 @@ _DICE = random.SystemRandom()  # not seeded: parallel workers must not choose th
 
 _PLACES = ["/usr/sbin", "/usr/local/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
 """Where servers lie that are not on everyone's PATH."""
-START_LIMIT = 20.0
+START_LIMIT = 60.0
 """Seconds that a server may take to start on a busy machine."""
 
 
