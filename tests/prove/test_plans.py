@@ -10,13 +10,14 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+import urllib3
 
 from clara_results.client import ResultsClient
 from clara_results.domain.tasks import Outcome
@@ -120,6 +121,19 @@ def work(client: ResultsClient) -> None:
     client.job("job-new")
 
 
+@contextmanager
+def watched(url: str) -> Iterator[None]:
+    """Read the stream of events while work is done, until one has come."""
+    with closing(
+        urllib3.PoolManager(retries=False, timeout=30).request(
+            "GET", f"{url}/api/events", preload_content=False
+        )
+    ) as stream:
+        yield
+        while b"event: task" not in stream.readline():
+            pass
+
+
 def test_sqlite_walks_through_no_table(
     tmp_path: Path, free_port: Callable[[], int], service: "ServiceStarter"
 ) -> None:
@@ -148,7 +162,8 @@ def test_sqlite_walks_through_no_table(
     log.write_text("")
     start()
     try:
-        work(client)
+        with watched(f"http://127.0.0.1:{port}"):
+            work(client)
         eventually(lambda: "lease_expires_at <=" in log.read_text(), "leases are looked at")
     finally:
         process.stop()
@@ -193,7 +208,8 @@ def test_postgresql_walks_through_no_table(
             connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         connection.execute("SELECT pg_reload_conf()")
     running.start()
-    work(running.client)
+    with watched(running.url):
+        work(running.client)
     (log,) = postgres_folder.glob("*/postgres.log")
     eventually(lambda: "lease_expires_at <=" in log.read_text(), "leases are looked at")
     running.stop()
