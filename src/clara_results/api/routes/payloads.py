@@ -34,7 +34,7 @@ _AGAIN: Responses = {
 _CONTENT: Responses = {200: {"content": _BINARY}}
 
 
-@router.put(FILE, status_code=201, response_model=PayloadFile, responses=_AGAIN | documented(409, 507), openapi_extra={"requestBody": {"required": True, "content": _BINARY}})  # fmt: skip
+@router.put(FILE, status_code=201, response_model=PayloadFile, responses=_AGAIN | documented(409, 507), openapi_extra={"requestBody": {"required": False, "content": _BINARY}})  # fmt: skip
 async def put(
     request: Request,
     engine: EngineDep,
