@@ -1,7 +1,10 @@
 """What a task and its files can be."""
 
+import secrets
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
 
 
 class State(StrEnum):
@@ -53,3 +56,15 @@ class Counts:
     def total(self) -> int:
         """Return the number of files."""
         return self.pending + self.delivered + self.skipped + self.retry + self.rejected
+
+
+def new_task_id(now: datetime) -> str:
+    """Return a fresh task id: a UUID of version 7 (RFC 9562 5.7).
+
+    It begins with the time, to the millisecond, so that the ids of new tasks are next to each other in an index; 74 random
+    bits follow, so that it can't be guessed.
+    """
+    milliseconds = int(now.timestamp() * 1000)
+    random = secrets.randbits(74)
+    high, low = random >> 62, random & (1 << 62) - 1
+    return str(UUID(int=milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low))

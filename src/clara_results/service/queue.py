@@ -7,7 +7,6 @@ and is written under the state and attempt that were read.
 import contextlib
 import json
 import secrets
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +18,7 @@ import sqlalchemy as sa
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
 from clara_results.domain.happenings import FileHappening, TaskHappening
-from clara_results.domain.tasks import Counts, Outcome, State
+from clara_results.domain.tasks import Counts, Outcome, State, new_task_id
 from clara_results.domain.transitions import Decision, Event, RetryPolicy, Situation, decide
 from clara_results.errors import (
     Gone,
@@ -396,7 +395,7 @@ class Queue:
         now = self._clock.now()
         lane_store.add_lane(transaction.connection, values["agent"], values["destination"])
         new = {
-            "task_id": str(uuid.uuid4()),
+            "task_id": new_task_id(now),
             "state": State.PENDING,
             "retries": 0,
             "attempt": 0,

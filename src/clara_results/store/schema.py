@@ -58,8 +58,11 @@ registrations = sa.Table(
     sa.Column("body_sha256", sa.Text, nullable=False),
     sa.Column("scope_sha256", sa.Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
-    sa.Index(None, "scope_sha256"),
-)
+    sa.Index(
+        None, "scope_sha256",
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"), postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+)  # fmt: skip
 """What was asked for: its key, a digest of its body, and of what a newer one of supersedes it."""
 
 tasks = sa.Table(

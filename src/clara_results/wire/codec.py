@@ -52,12 +52,17 @@ def to_json(body: object) -> bytes:
     return json.dumps(_plain(body), ensure_ascii=False, separators=(",", ":")).encode()
 
 
+@functools.cache
+def _names(kind: Any) -> list[tuple[str, str]]:
+    return [(f.name, camel(f.name)) for f in dataclasses.fields(kind)]
+
+
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            camel(f.name): _plain(item)
-            for f in dataclasses.fields(value)
-            if (item := getattr(value, f.name)) is not None
+            key: _plain(item)
+            for name, key in _names(type(value))
+            if (item := getattr(value, name)) is not None
         }
     if isinstance(value, datetime):
         return timestamp(value)

@@ -74,7 +74,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_registrations_idempotency_key")),
     )
     op.create_index(
-        op.f("ix_registrations_scope_sha256"), "registrations", ["scope_sha256"], unique=False
+        op.f("ix_registrations_scope_sha256"),
+        "registrations",
+        ["scope_sha256"],
+        unique=False,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.create_table(
         "tokens",
