@@ -54,10 +54,14 @@ registrations = sa.Table(
     "registrations",
     metadata,
     sa.Column("id", BigKey, primary_key=True),
-    sa.Column("idempotency_key", sa.Text, unique=True),
+    sa.Column("idempotency_key", sa.Text),
     sa.Column("body_sha256", sa.Text, nullable=False),
     sa.Column("scope_sha256", sa.Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
+    sa.Index(
+        "uq_registrations_idempotency_key", "idempotency_key", unique=True,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"), postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
     sa.Index(
         None, "scope_sha256",
         sqlite_where=sa.text("idempotency_key IS NOT NULL"), postgresql_where=sa.text("idempotency_key IS NOT NULL"),
@@ -276,6 +280,7 @@ payloads = sa.Table(
     sa.Column("holds_files", sa.Boolean, nullable=False),
     sa.Column("removed_at", Instant),
     sa.Index(None, "holds_files", "touched_at"),
+    sqlite_with_rowid=False,
 )
 """When a payload was last registered on, written to or emptied, whether it has files that retention is to remove, and
 when it last removed some."""

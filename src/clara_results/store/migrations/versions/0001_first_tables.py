@@ -56,6 +56,7 @@ def upgrade() -> None:
         sa.Column("holds_files", sa.Boolean(), nullable=False),
         sa.Column("removed_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("payload_id", name=op.f("pk_payloads")),
+        sqlite_with_rowid=False,
     )
     op.create_index(
         op.f("ix_payloads_holds_files_touched_at"),
@@ -71,7 +72,14 @@ def upgrade() -> None:
         sa.Column("scope_sha256", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_registrations")),
-        sa.UniqueConstraint("idempotency_key", name=op.f("uq_registrations_idempotency_key")),
+    )
+    op.create_index(
+        "uq_registrations_idempotency_key",
+        "registrations",
+        ["idempotency_key"],
+        unique=True,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.create_index(
         op.f("ix_registrations_scope_sha256"),
