@@ -532,7 +532,7 @@ class Model:
         elif outcomes <= {"delivered", "skipped"} and "delivered" in outcomes:
             self._end(task, "Succeeded", "succeeded", by)
         else:
-            self._end(task, "Failed", "failed", by)
+            self._end(task, "Failed", "lease-expired" if by == "rescue" else "failed", by)
         if answered:
             self._up(task.destination)
 
