@@ -39,8 +39,8 @@ from clara_results.wire.tasks import (
 
 router = APIRouter(tags=["Tasks"], route_class=GuardedRoute)
 PAGE_LIMIT = 1000
-IN_LINE = 500
-"""Files that are checked without a thread of their own, whose hops take longer; a millisecond or two at most."""
+IN_LINE = 100
+"""Files that are checked on the event loop, within a millisecond: for so few, a thread costs more than it spares."""
 _AGAIN: Responses = {200: {"model": Registered, "description": "The same registration came before"}}
 Lease = Annotated[int | None, Query(ge=LEASE_RANGE[0], le=LEASE_RANGE[1])]
 
