@@ -64,7 +64,8 @@ class SqliteDatabase:
             ) from error
         self._path = path
         self._lock: int | None = None
-        self._writer = _engine(url, "BEGIN IMMEDIATE", pool_size=1)
+        self._writer = _engine(url, "BEGIN IMMEDIATE", pool_size=2)  # one is the writer's for good
+        self._connection: sa.Connection | None = None
         self._reader = _engine(url, "BEGIN", pool_size=READERS)
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -133,14 +134,22 @@ class SqliteDatabase:
                 group.append(following)
             self._write_group(group)
             if ending:
-                return
+                break
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Close the writer's connection; the next group of writes has a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _write_group(self, group: list[_Write]) -> None:
         done: list[tuple[_Write, Any, Exception | None]] = []
         gathered: list[Transaction] = []
         group = [write for write in group if write.future.set_running_or_notify_cancel()]
         try:
-            with self._writer.begin() as connection:
+            connection = self._connection = self._connection or self._writer.connect()
+            with connection.begin():
                 for write in group:
                     transaction = Transaction(connection)
                     result, fault = _in_savepoint(transaction, write.operation)
@@ -148,11 +157,13 @@ class SqliteDatabase:
                     if fault is None:
                         gathered.append(transaction)
         except sa.exc.OperationalError as error:
+            self._disconnect()
             unavailable = away(error)
             for write in group:
                 write.future.set_exception(unavailable)
             return
         except Exception as error:  # noqa: BLE001  (outermost loop of the thread: who waits is told)
+            self._disconnect()
             for write in group:
                 write.future.set_exception(error)
             return
@@ -233,6 +244,7 @@ def _engine(url: sa.URL, begin: str, pool_size: int) -> sa.Engine:
             "foreign_keys = ON",
             f"cache_size = -{CACHE_KIB}",
             f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            "temp_store = MEMORY",  # what a savepoint needs for its rollback would be a file each time
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 
