@@ -279,7 +279,7 @@ STEPS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
         "repeat": st.sampled_from([None, None, 0, 1]),
     }),
     "report_together": (2, {"pick": picks, "wanted": st.lists(reports, min_size=2, max_size=3)}),
-    "mend": (1, {
+    "mend": (2, {
         "replica": replicas,
         "pick": picks,
         "to": st.sampled_from([None, *NAMES, "nowhere"]),
@@ -392,12 +392,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     def report_together(self, pick: int, wanted: list[Json]) -> None:
         """Several speak of one task at the same moment: as if one after the other, in whatever order."""
-        calls = [self.reporting(what | {"pick": pick, "held": True}) for what in wanted]
+        task_id = self.picked(pick, "InProgress")
+        calls = [self.reporting(what, task_id) for what in wanted]
         self.do_together([call for call in calls if call is not None])
 
     def mend(self, replica: int, pick: int, what: str, to: str | None, by: str) -> None:
         """A person sends tasks again, or cancels or retries many."""
-        task_id = self.picked(pick, held=False)
+        task_id = self.picked(pick, {"redeliver": "Succeeded", "retry": "Failed"}.get(what))
         if task_id is None:
             return
         task = self.model.tasks[task_id]
@@ -492,10 +493,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.keys += 1
         return f"key-{self.keys}"
 
-    def picked(self, pick: int, *, held: bool = False) -> str | None:
+    def picked(self, pick: int, wanted: str | None) -> str | None:
+        """Pick a task, counted from the newest: of those that are in a state, if there are some; None: of all."""
         tasks = list(self.model.tasks.values())
-        running = [task for task in tasks if task.state == "InProgress"]
-        chosen = running if held and running else tasks
+        chosen = [task for task in tasks if task.state == wanted] or tasks
         return chosen[-1 - pick % len(chosen)].task_id if chosen else None
 
     def body(self, what: Json) -> Json:
@@ -525,8 +526,10 @@ class QueueMachine(RuleBasedStateMachine):
     def destination(name: str, limit: int) -> Json:
         return {"name": name.upper(), "aeTitle": "X", "host": "h", "port": 104, "maxTasks": limit}
 
-    def reporting(self, what: Json) -> Call | None:
-        task_id = self.picked(what["pick"], held=what["held"])
+    def reporting(self, what: Json, task_id: str | None = None) -> Call | None:
+        if task_id is None:
+            wanted = "Failed" if what["call"] == "retry" else "InProgress"
+            task_id = self.picked(what["pick"], wanted if what["held"] else None)
         if task_id is None:
             return None
         by_person = {
