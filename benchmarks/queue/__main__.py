@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.queue import load
-from benchmarks.queue.clients import Procrastinate, Target, waiting_messages
+from benchmarks.queue.clients import Procrastinate, QuorumQueue, Target, waiting_messages
 from benchmarks.queue.conditions import busy_seconds, conditions
 from benchmarks.queue.errors import BenchmarkFailed
 from benchmarks.queue.servers import Postgres, RabbitMQ, Service, cpu_seconds
@@ -142,6 +142,7 @@ def open_contenders(
         found += _on_postgres(kinds, postgres, folder, running)
     if "rabbitmq" in kinds:
         rabbit = RabbitMQ(folder / "rabbitmq", running)
+        asyncio.run(QuorumQueue(rabbit.url).prepare())
         versions["RabbitMQ"] = rabbit.version()
         processes = [("server", rabbit.pid)]
         found.append(Contender("RabbitMQ quorum", Target("amqp", (rabbit.url,)), processes))

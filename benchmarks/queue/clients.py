@@ -21,6 +21,7 @@ TASK_BYTES = 500
 """Bytes of a task as it is handed over: our registration's body, RabbitMQ's message, procrastinate's arguments."""
 QUEUE = "bench"
 LEASE = 600
+PREPARE_SECONDS = 30.0
 
 Mark = Callable[[], Awaitable[str]]
 """Gives a mark for the next task, 36 characters that no other has; it may take its time to set a pace."""
@@ -209,6 +210,31 @@ class QuorumQueue:
     def __init__(self, url: str) -> None:
         """Take the server's URL."""
         self._url = url
+
+    async def prepare(self) -> None:
+        """Declare the queue, and wait until it takes messages: it has to find its leader first.
+
+        Raises:
+            TimeoutError: It does not within ``PREPARE_SECONDS``.
+        """
+        import aio_pika
+
+        async with (
+            asyncio.timeout(PREPARE_SECONDS),
+            await aio_pika.connect(self._url) as connection,
+        ):
+            channel = await connection.channel(publisher_confirms=True)
+            queue = await _declare(channel)
+            taken = False
+            while not taken:
+                try:
+                    await channel.default_exchange.publish(
+                        aio_pika.Message(b"first"), routing_key=QUEUE
+                    )
+                    taken = True
+                except aio_pika.exceptions.DeliveryError:
+                    await asyncio.sleep(0.1)
+            await queue.purge()
 
     async def produce(self, clients: int, tasks: int, mark: Mark) -> None:
         """Publish messages; each is confirmed before its client's next."""
