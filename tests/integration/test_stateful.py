@@ -258,7 +258,7 @@ STEPS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "register": (3, {
         "replica": replicas,
         "what": registrations,
-        "how": st.sampled_from(["keyed", "keyed", "twice", "without a key"]),
+        "how": st.sampled_from(["keyed", "keyed", "twice", "newer", "without a key"]),
     }),
     "register_again": (1, {
         "replica": replicas,
@@ -352,11 +352,13 @@ class QueueMachine(RuleBasedStateMachine):
     # Steps
 
     def register(self, replica: int, what: Json, how: str) -> None:
-        """Twice: at the same moment, as where a connection was cut and the call made again."""
+        """Twice: at the same moment, as where a connection was cut and the call made again; newer: with another key."""
         key = None if how == "without a key" else self.new_key()
         call = self.registration(key, self.body(what))
         if how == "twice":
             self.do_together([call, call])
+        elif how == "newer":
+            self.do_together([call, self.registration(self.new_key(), self.body(what))])
         else:
             self.do(replica, call)
 

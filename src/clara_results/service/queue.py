@@ -208,10 +208,7 @@ class Queue:
         """Take back tasks whose lease has run out; return how many."""
         rows = store.expired(transaction.connection, self._clock.now(), size)
         for row in rows:
-            ending = _Ending(
-                Event.LEASE_EXPIRED, "lease-expired", "the agent that held the task fell silent"
-            )
-            self._end(transaction, row, ending, progressed=False)
+            self._end(transaction, row, _Ending(Event.LEASE_EXPIRED), progressed=False)
         return len(rows)
 
     def give_up(self, transaction: Transaction, size: int) -> int:

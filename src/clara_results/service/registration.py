@@ -113,6 +113,8 @@ class Registrar:
                 )
             rows = store.by_registration(connection, known.id)
             return Accepted(Registered(tasks=[views.task(row) for row in rows]), created=False)
+        if key is not None:
+            store.lock_scope(connection, checked.scope_sha256)
         registration = store.insert_registration(
             connection, key, checked.body_sha256, checked.scope_sha256, self._clock.now()
         )

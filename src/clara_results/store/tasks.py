@@ -136,6 +136,18 @@ def advance_turn(connection: sa.Connection, agent: str, turn: int) -> None:
         _FIRST_TURN.run(connection, agent=agent, turn=turn)
 
 
+_LOCK_SCOPE = Statement(
+    sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("scope", type_=sa.BigInteger)))
+)
+
+
+def lock_scope(connection: sa.Connection, scope_sha256: str) -> None:
+    """Have other registrations of a scope wait until this transaction ends: the later one is to find the earlier one."""
+    if connection.dialect.name == "postgresql":  # SQLite's writer is alone as it is
+        scope = int.from_bytes(bytes.fromhex(scope_sha256[:16]), signed=True)
+        _LOCK_SCOPE.first(connection, scope=scope)
+
+
 _OLDER_OF_SCOPE = Statement(
     sa.select(tasks)
     .join(registrations, registrations.c.id == tasks.c.registration_id)
