@@ -242,22 +242,27 @@ def agents_of(connection: sa.Connection, destination: str) -> Sequence[str]:
     return _AGENTS_OF.scalars(connection, at_destination=destination)
 
 
+_DOWN_SINCE = Statement(
+    sa.select(destinations.c.name_key).where(destinations.c.down_since <= sa.bindparam("before"))
+)
 _WAITED_TOO_LONG = Statement(
     sa.select(tasks)
-    .select_from(
-        destinations.join(lanes, lanes.c.destination == destinations.c.name_key).join(
-            tasks, sa.and_(*_pending)
-        )
-    )
     .where(
-        destinations.c.down_since <= sa.bindparam("before"),
+        *same(tasks, "destination"),
+        tasks.c.agent.in_(sa.select(lanes.c.agent).where(*same(lanes, "destination"))),
+        tasks.c.state == literal(State.PENDING),
         sa.func.coalesce(tasks.c.unavailable_since, tasks.c.due_at) <= sa.bindparam("before"),
     )
     .limit(sa.bindparam("size", type_=sa.Integer))
-    .with_for_update(of=tasks, skip_locked=True)
+    .with_for_update(skip_locked=True)
 )
 
 
 def waited_too_long(connection: sa.Connection, before: datetime, size: int) -> Sequence[Row]:
     """Return Pending tasks whose destination has been down, and who have waited for it, since before a moment."""
-    return _WAITED_TOO_LONG.all(connection, before=before, size=size)
+    found: list[Row] = []
+    for destination in _DOWN_SINCE.scalars(connection, before=before):
+        found += _WAITED_TOO_LONG.all(
+            connection, at_destination=destination, before=before, size=size
+        )
+    return found

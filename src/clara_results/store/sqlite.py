@@ -9,6 +9,7 @@ import fcntl
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from clara_results.store.database import (
 T = TypeVar("T")
 GROUP_LIMIT = 200
 """Operations that share one commit at most, so that none waits for long."""
+GATHER = 0.0005
+"""Seconds to wait for the rest of a group where the last one was larger: without it, of callers that come back together
+the first would have a commit of its own."""
 BUSY_MILLISECONDS = 5000
 CACHE_KIB = 16 << 10
 """Memory for pages, of each connection: those at the tops of all indexes stay there."""
@@ -123,7 +127,10 @@ class SqliteDatabase:
             self._lock = None
 
     def _write_all(self) -> None:
+        last = 0
         while (first := self._waiting.get()) is not None:
+            if self._waiting.qsize() + 1 < last:
+                time.sleep(GATHER)
             group = [first]
             ending = False
             while len(group) < GROUP_LIMIT and not self._waiting.empty():
@@ -132,6 +139,7 @@ class SqliteDatabase:
                     ending = True
                     break
                 group.append(following)
+            last = len(group)
             self._write_group(group)
             if ending:
                 break
