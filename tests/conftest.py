@@ -490,6 +490,7 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """Have all its processes stand still (SIGSTOP): connections stay, and get no answer."""
+        self._signal([self._server.pid], signal.SIGSTOP)  # so that it makes no more of them
         self._signal(self._processes(), signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -518,7 +518,7 @@ def test_what_is_due_is_found_by_an_index(site: Site) -> None:
 def test_a_service_that_was_killed_removes_at_its_start_what_is_due(
     service: "ServiceStarter", tmp_path: Path
 ) -> None:
-    running = service(retention=4)
+    running = service(retention=0.5)
     content = tmp_path / "a.dcm"
     content.write_bytes(b"alpha")
     with content.open("rb") as file:
@@ -536,4 +536,4 @@ def test_a_service_that_was_killed_removes_at_its_start_what_is_due(
     with pytest.raises(Refused) as raised, running.client.get_file("pay", "op/a.dcm"):
         pass
     assert (raised.value.status, raised.value.code) == (410, "payload-gone")
-    assert "payload pay: its time is over" in running.log()
+    eventually(lambda: "payload pay: its time is over" in running.log(), "the log says so")
