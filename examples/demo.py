@@ -39,9 +39,9 @@ from examples.demo_receivers import (
     Orthanc,
     OwnReceiver,
     Receiver,
-    free_port,
 )
 from examples.make_dicom import Study, make_study
+from tools.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 CLARA_RESULTS = Path(sys.executable).with_name("clara-results")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import urllib3
 
 from examples import receiver
 from examples.make_dicom import Study
+from tools.ports import free_port, listens
 
 PAUSE = 0.05
 """Seconds between two looks at something that is waited for."""
@@ -142,22 +142,6 @@ class Receiver(Protocol):
             DemoFailed: It does not answer.
         """
         ...
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    """Tell whether someone listens on a TCP port of this machine."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 class Orthanc:

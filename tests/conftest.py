@@ -26,10 +26,8 @@ For annotations import the classes from ``tests.conftest`` below ``if TYPE_CHECK
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -49,8 +47,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 from clara_results.client import ResultsClient
 from clara_results.errors import ServiceUnavailable
 from clara_results.settings import variable
-
-_DICE = random.SystemRandom()  # not seeded: parallel workers must not choose the same ports
+from tools import ports
 
 _PLACES = ["/usr/sbin", "/usr/local/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
 """Where servers lie that are not on everyone's PATH."""
@@ -71,31 +68,10 @@ def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0) -> N
         time.sleep(0.01)
 
 
-def _free_port() -> int:
-    """Find a port that nobody listens on, below those that the system hands to clients meanwhile."""
-    while True:
-        port = _DICE.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        return port
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Give a function that finds a free TCP port."""
-    return _free_port
+    return ports.free_port
 
 
 @pytest.fixture(scope="session")
@@ -184,8 +160,8 @@ class Orthanc:
         self._folder = folder
         self._http = urllib3.PoolManager(retries=False, timeout=20)
         self._server: ServerProcess | None = None
-        self.dicom_port = _free_port()
-        self.http_port = _free_port()
+        self.dicom_port = ports.free_port()
+        self.http_port = ports.free_port()
         self.http_url = f"http://127.0.0.1:{self.http_port}"
 
     def _configure(self) -> Path:
@@ -234,7 +210,7 @@ class Orthanc:
             answer = self._http.request("GET", f"{self.http_url}/system")
         except urllib3.exceptions.HTTPError:
             return False
-        return answer.status == 200 and _listens(self.dicom_port)
+        return answer.status == 200 and ports.listens(self.dicom_port)
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET of its REST API, such as ``/statistics``."""
@@ -284,7 +260,7 @@ class StoreScp:
     def __init__(
         self, program: str, folder: Path, arguments: tuple[str, ...], environment: dict[str, str]
     ) -> None:
-        self.port = _free_port()
+        self.port = ports.free_port()
         self.folder = folder / "stored"
         self.folder.mkdir(parents=True)
         self._server = ServerProcess(
@@ -295,7 +271,7 @@ class StoreScp:
 
     def start(self) -> None:
         """Start it, on the same port as before."""
-        self._server.start(lambda: _listens(self.port))
+        self._server.start(lambda: ports.listens(self.port))
 
     def stop(self) -> None:
         """End it; what it wrote stays."""
@@ -351,7 +327,7 @@ class Service:
         self.data = data
         self.data.mkdir()
         self.payloads = data / "payloads"
-        port = _free_port()
+        port = ports.free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.client = ResultsClient(self.url)
         self._log = data / "service.log"
@@ -466,7 +442,7 @@ class PostgresServer:
              "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
             check=True, capture_output=True, cwd="/",
         )  # fmt: skip
-        port = _free_port()
+        port = ports.free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._server = ServerProcess(
             [*unprivileged, require_tool("postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),

@@ -1,10 +1,8 @@
 """The servers that are measured: each a process of its own on 127.0.0.1, its data in a folder of the run."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.queue.errors import BenchmarkFailed
+from tools.ports import free_port, listens
 
 START_SECONDS = 60.0
 END_SECONDS = 20.0
@@ -24,7 +23,6 @@ _PLACES = [
     "/usr/lib/rabbitmq/bin",
     *map(str, Path("/usr/lib/postgresql").glob("*/bin")),
 ]
-_DICE = random.SystemRandom()
 
 
 def program(name: str) -> str:
@@ -39,27 +37,6 @@ def program(name: str) -> str:
     if found is None:
         raise BenchmarkFailed(f"{name} is not installed; benchmarks/README.md says what is needed")
     return found
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, below those that the system hands to clients."""
-    while True:
-        port = _DICE.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-
-
-def listens(port: int) -> bool:
-    """Say whether somebody listens on a port of 127.0.0.1."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def processes_of(root: int) -> list[int]:
