@@ -19,6 +19,7 @@ from clara_results.errors import Conflict, NotFound, ServiceUnavailable, Unauthe
 from clara_results.store import tokens as store
 from clara_results.store.database import Database, Transaction, open_database
 from clara_results.store.migrations import is_current, migrate
+from clara_results.store.statements import Row
 
 PREFIX = "crt_"
 """Begins every token, so that people and scanners for leaked secrets know one when they see it."""
@@ -312,7 +313,7 @@ class Access:
             _log.warning("a token's use could not be written down: %s", error)
 
 
-def _known(row: store.Row) -> _Known:
+def _known(row: Row) -> _Known:
     allowed = Scopes(frozenset(row.scopes.split(",")))
     return _Known(row.id, row.name, allowed, row.expires_at, row.last_used_at)
 

@@ -19,6 +19,7 @@ from clara_results.store import destinations as store
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as task_store
 from clara_results.store.database import Transaction
+from clara_results.store.statements import Row
 from clara_results.wire.destinations import (
     AgentInstance,
     AgentPage,
@@ -203,7 +204,7 @@ def _columns(body: Destination, clock: Clock) -> dict[str, object]:
     }
 
 
-def _view(row: store.Row, counts: Mapping[tuple[str, str], int]) -> DestinationView:
+def _view(row: Row, counts: Mapping[tuple[str, str], int]) -> DestinationView:
     return DestinationView(
         name=row.name,
         kind=row.kind,

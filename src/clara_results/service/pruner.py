@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 from clara_results.domain.clock import Clock
 from clara_results.errors import ClaraResultsError, ServiceUnavailable
@@ -14,6 +15,9 @@ from clara_results.service.retention import Retention, ago
 from clara_results.store import lanes as lane_store
 from clara_results.store import retention as store
 from clara_results.store.database import Database, Transaction
+
+if TYPE_CHECKING:
+    from clara_results.store.statements import Row
 
 EVERY = 60.0
 """Seconds between rounds."""
@@ -182,7 +186,7 @@ def _forget_lanes(transaction: Transaction) -> int:
 
 def _forget_tasks(transaction: Transaction, before: datetime) -> int:
     connection = transaction.connection
-    chosen: list[store.Row] = []
+    chosen: list[Row] = []
     for row in store.ended_tasks(connection, before, ROWS):
         if chosen and sum(each.files for each in chosen) + row.files > FILE_ROWS:
             break

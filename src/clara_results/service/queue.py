@@ -319,7 +319,7 @@ class Queue:
             note=f"redelivery of {row.task_id}",
         )
         store.copy_files(connection, row.id, made.id)
-        self._note(transaction, row, "redelivered", message=f"by {made.task_id}")
+        self._note(transaction, "redelivered", row, message=f"by {made.task_id}")
         return self.show(connection, made.task_id)
 
     # Reading
@@ -406,7 +406,7 @@ class Queue:
         task = store.insert_task(
             transaction.connection, new | count_columns(Counts(pending=files)) | values
         )
-        self._note(transaction, task, "registered", message=note)
+        self._note(transaction, "registered", task, message=note)
         transaction.pending_for.add(task.agent)
         return task
 
@@ -414,7 +414,7 @@ class Queue:
         """Link a task to the one that replaces it, and cancel it if it is unfinished."""
         connection = transaction.connection
         store.link_superseded(connection, row.id, by)
-        self._note(transaction, row, "superseded", message=f"by {by}")
+        self._note(transaction, "superseded", row, message=f"by {by}")
         if row.state in UNFINISHED:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
 
@@ -443,7 +443,7 @@ class Queue:
                 for row in claimed
             ],
         )
-        self._note_all(transaction, claimed, "claimed", message=instance)
+        self._note(transaction, "claimed", *claimed, of_attempt=True, message=instance)
         files = store.open_files(connection, [row.id for row in claimed])
         return [views.task(row, open_files=files[row.id]) for row in claimed]
 
@@ -508,7 +508,7 @@ class Queue:
                     "report": ending.report,
                 },
             )
-        self._note(transaction, ended, result, attempt=row.attempt or None, message=note)
+        self._note(transaction, result, ended, of_attempt=True, message=note)
         transaction.pending_for.add(row.agent)  # the task is due again, or its place is free
         return views.task(ended)
 
@@ -526,7 +526,7 @@ class Queue:
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
         values = self._decided(decision, now) | self._count(connection, row.id)
         retried = self._move(transaction, row, values)
-        self._note(transaction, retried, "retried")
+        self._note(transaction, "retried", retried)
         transaction.pending_for.add(row.agent)
         return views.task(retried)
 
@@ -650,24 +650,12 @@ class Queue:
     def _note(
         self,
         transaction: Transaction,
-        row: Row,
         event: str,
-        *,
-        attempt: int | None = None,
+        *rows: Row,
+        of_attempt: bool = False,
         message: str | None = None,
     ) -> None:
-        """Note in a task's history what brought it to where ``row`` has it, and have it counted once that is durable."""
-        self._note_all(transaction, [row], event, attempt=attempt, message=message)
-
-    def _note_all(
-        self,
-        transaction: Transaction,
-        rows: Sequence[Row],
-        event: str,
-        *,
-        attempt: int | None = None,
-        message: str | None = None,
-    ) -> None:
+        """Note in tasks' histories what brought them to where ``rows`` has them, and have it counted once that is durable."""
         now = self._clock.now()
         store.insert_history(
             transaction.connection,
@@ -677,7 +665,7 @@ class Queue:
                     "at": now,
                     "event": event,
                     "state": row.state,
-                    "attempt": row.attempt if event == "claimed" else attempt,
+                    "attempt": row.attempt or None if of_attempt else None,
                     "message": message,
                 }
                 for row in rows

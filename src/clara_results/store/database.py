@@ -115,16 +115,19 @@ def keeping() -> Iterator[None]:
 
 
 def read_in(engine: sa.Engine, operation: Callable[[sa.Connection], T]) -> T:
-    """Run an operation in a transaction of an engine.
+    """Run an operation in a transaction of an engine; once more if its connection turns out to be lost.
 
     Raises:
         ServiceUnavailable: The database can't serve just now.
     """
-    try:
-        with engine.begin() as connection, keeping():
-            return operation(connection)
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        raise away(error) from error
+    for left in (True, False):
+        try:
+            with engine.begin() as connection, keeping():
+                return operation(connection)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            if not (left and isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+                raise away(error) from error
+    raise silent()
 
 
 def away(error: sa.exc.SQLAlchemyError) -> ServiceUnavailable:

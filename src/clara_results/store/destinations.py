@@ -7,8 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.store.schema import agents, destinations
-
-Row = sa.Row[*tuple[Any, ...]]
+from clara_results.store.statements import Row
 
 
 def all_destinations(connection: sa.Connection) -> Sequence[Row]:

@@ -1,13 +1,12 @@
 """Statements on history as a stream of events. One function a statement."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import sqlalchemy as sa
 
 from clara_results.store.schema import history, tasks
+from clara_results.store.statements import Row
 
-Row = sa.Row[*tuple[Any, ...]]
 _WRITERS = sa.text(
     "SELECT virtualtransaction FROM pg_locks WHERE relation = CAST('history' AS regclass)"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -135,13 +135,7 @@ class PostgresDatabase:
         self._engine.dispose()
 
     def _read(self, operation: Callable[[sa.Connection], T]) -> T:
-        try:
-            result = read_in(self._snapshots, operation)
-        except ServiceUnavailable as error:
-            cause = error.__cause__
-            if not (isinstance(cause, sa.exc.DBAPIError) and cause.connection_invalidated):
-                raise
-            result = read_in(self._snapshots, operation)  # on another connection
+        result = read_in(self._snapshots, operation)
         self._answered_at = time.monotonic()
         return result
 

@@ -8,9 +8,8 @@ import sqlalchemy as sa
 
 from clara_results.domain.tasks import State
 from clara_results.store.schema import ENDED, agents, payloads, registrations, tasks, uploads
-from clara_results.store.statements import Statement, given, upsert
+from clara_results.store.statements import Row, Statement, given, upsert
 
-Row = sa.Row[*tuple[Any, ...]]
 UNFINISHED = [state for state in State if not state.finished]
 UNSUCCESSFUL = [state for state in State if state.finished and state != State.SUCCEEDED]
 

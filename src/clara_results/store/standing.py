@@ -12,8 +12,7 @@ import sqlalchemy as sa
 from clara_results.domain.tasks import State
 from clara_results.store.lanes import first_due
 from clara_results.store.schema import destinations, lanes, tasks
-
-Row = sa.Row[*tuple[Any, ...]]
+from clara_results.store.statements import Row
 
 
 def lanes_standing(connection: sa.Connection) -> Sequence[Row]:

@@ -7,8 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.store.schema import tokens
-
-Row = sa.Row[*tuple[Any, ...]]
+from clara_results.store.statements import Row
 
 
 def insert_token(connection: sa.Connection, values: Mapping[str, Any]) -> None:

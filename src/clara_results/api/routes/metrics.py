@@ -53,7 +53,7 @@ class Measured:
 
         try:
             await self._app(scope, receive, measured)
-        except Exception:
+        except Exception:  # of any kind: it is counted, and goes on to who answers it
             if not status:
                 status = 500
                 note()
