@@ -4,7 +4,8 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -185,43 +186,45 @@ def all_succeed(service: "Service") -> bool:
     return bool(tasks) and all(task.state == State.SUCCEEDED for task in tasks)
 
 
-def test_a_server_that_hangs_and_goes_on(
-    service: "ServiceStarter", own_postgres: "PostgresServer"
-) -> None:
-    made = service(database=own_postgres.url, retry_delay=0.1)
+@contextmanager
+def _at_work(service: "ServiceStarter", postgres: "PostgresServer") -> Iterator["Service"]:
+    """Give a service at work, to whose server something happens; afterwards it goes on, and nothing was lost."""
+    made = service(database=postgres.url, retry_delay=0.1)
     with listening(made.url, "?lastEventId=0") as listener:
         with Work(made) as work:
             eventually(lambda: len(work.delivered) >= 5, "work goes on", 30)
-            own_postgres.freeze()
-            try:
-                assert not_ready(made.url)
-                all_are_refused(made.url, within=8)
-                # By now it is known to hang.
-                eventually(lambda: Call(made.url, "GET", READY).seconds < 0.5, "it is known")
-                all_are_refused(made.url, within=2)
-                assert not_ready(made.url)
-                assert Call(made.url, "GET", LIVE).status == 200
-                assert b"clara_results_ready 0.0" in Call(made.url, "GET", "/metrics").body
-            finally:
-                own_postgres.thaw()
+            yield made
             _goes_on(made, work)
         _nothing_was_lost(made, work, listener)
+
+
+def test_a_server_that_hangs_and_goes_on(
+    service: "ServiceStarter", own_postgres: "PostgresServer"
+) -> None:
+    with _at_work(service, own_postgres) as made:
+        own_postgres.freeze()
+        try:
+            assert not_ready(made.url)
+            all_are_refused(made.url, within=8)
+            # By now it is known to hang.
+            eventually(lambda: Call(made.url, "GET", READY).seconds < 0.5, "it is known")
+            all_are_refused(made.url, within=2)
+            assert not_ready(made.url)
+            assert Call(made.url, "GET", LIVE).status == 200
+            assert b"clara_results_ready 0.0" in Call(made.url, "GET", "/metrics").body
+        finally:
+            own_postgres.thaw()
 
 
 def test_a_server_that_is_killed_and_started_again(
     service: "ServiceStarter", own_postgres: "PostgresServer"
 ) -> None:
-    made = service(database=own_postgres.url, retry_delay=0.1)
-    with listening(made.url, "?lastEventId=0") as listener:
-        with Work(made) as work:
-            eventually(lambda: len(work.delivered) >= 5, "work goes on", 30)
-            own_postgres.kill()
-            eventually(lambda: not_ready(made.url), "it is not ready")
-            all_are_refused(made.url, within=8)
-            assert Call(made.url, "GET", LIVE).status == 200
-            own_postgres.start()
-            _goes_on(made, work)
-        _nothing_was_lost(made, work, listener)
+    with _at_work(service, own_postgres) as made:
+        own_postgres.kill()
+        eventually(lambda: not_ready(made.url), "it is not ready")
+        all_are_refused(made.url, within=8)
+        assert Call(made.url, "GET", LIVE).status == 200
+        own_postgres.start()
 
 
 def _goes_on(service: "Service", work: Work) -> None:
