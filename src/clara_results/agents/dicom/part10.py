@@ -18,14 +18,14 @@ ReadAt = Callable[[int, int], bytes]
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
-_BIG_ENDIAN_SYNTAX = "1.2.840.10008.1.2.2"
-_IMPLICIT_SYNTAXES = frozenset(
+BIG_ENDIAN_SYNTAX = "1.2.840.10008.1.2.2"
+IMPLICIT_SYNTAXES = frozenset(
     {
         "1.2.840.10008.1.2",
         "1.2.840.113619.5.2",  # GE's private one: big endian in its pixels only
     }
 )
-_DEFLATED_SYNTAXES = frozenset(
+DEFLATED_SYNTAXES = frozenset(
     {
         "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
         "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
@@ -44,12 +44,12 @@ _META_AT = 132
 _FIRST_GROUP, _LAST_GROUP = 0x0008, 0xFFFC
 """The groups that a data set's own elements can have (PS3.5 7.1, PS3.10 7.1)."""
 _HEAD_LIMIT = 12
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 _LONG_VRS = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
 _SHORT_VRS = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
-_IS_LONG = {vr: vr in _LONG_VRS for vr in _LONG_VRS + _SHORT_VRS}
+IS_LONG = {vr: vr in _LONG_VRS for vr in _LONG_VRS + _SHORT_VRS}
 """Whether a value representation's length has 32 bits, after two reserved bytes, or 16 (PS3.5 7.1.2)."""
 
 _GROUP_LENGTH, _MEDIA_CLASS, _MEDIA_INSTANCE = 0x00020000, 0x00020002, 0x00020003
@@ -125,7 +125,7 @@ def read_header(read: ReadAt, size: int, name: str) -> Header:
                 "it is not a DICOM file"
             )
         raise NotForReceivers("not a DICOM file: there is no DICM mark at byte 128")
-    meta, start = _read_meta(_Window(read, size))
+    meta, start = _read_meta(Window(read, size))
     media_class = _meta_uid(meta, _MEDIA_CLASS, "Media Storage SOP Class UID")
     if media_class == MEDIA_STORAGE_DIRECTORY:
         raise NotForReceivers(
@@ -176,7 +176,7 @@ def _shown(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-class _Encoding:
+class Encoding:
     """How data elements are encoded (PS3.5 7.1): with a value representation or without, in which byte order."""
 
     def __init__(self, *, explicit: bool, order: str) -> None:
@@ -186,12 +186,19 @@ class _Encoding:
         self.unpack_length = struct.Struct(order + "I").unpack_from
 
 
-_EXPLICIT = _Encoding(explicit=True, order="<")
-_IMPLICIT = _Encoding(explicit=False, order="<")
-_BIG_ENDIAN = _Encoding(explicit=True, order=">")
+EXPLICIT = Encoding(explicit=True, order="<")
+IMPLICIT = Encoding(explicit=False, order="<")
+BIG_ENDIAN = Encoding(explicit=True, order=">")
 
 
-class _Window:
+def encoding_of(syntax: str) -> Encoding:
+    """Return how data elements are encoded in a transfer syntax; a deflated one's, once it is inflated."""
+    if syntax == BIG_ENDIAN_SYNTAX:
+        return BIG_ENDIAN
+    return IMPLICIT if syntax in IMPLICIT_SYNTAXES else EXPLICIT
+
+
+class Window:
     """A piece of a file that moves along, always forward, with the one who reads.
 
     Attributes:
@@ -208,6 +215,7 @@ class _Window:
         self.move(position)
 
     def move(self, position: int) -> None:
+        """Move so that it begins at a place."""
         self.data = self._read(WINDOW, position)
         self.base = position
         self.room = len(self.data) - _HEAD_LIMIT
@@ -228,7 +236,7 @@ class _Window:
             )
         return self.peek(position, length)
 
-    def head(self, encoding: _Encoding, position: int) -> tuple[int, bytes, int, int]:
+    def head(self, encoding: Encoding, position: int) -> tuple[int, bytes, int, int]:
         """Return a data element's tag, value representation, length, and where its value begins.
 
         An item or a delimiter (PS3.5 7.5) has no value representation.
@@ -242,7 +250,7 @@ class _Window:
             if not encoding.explicit or group == 0xFFFE:
                 length = encoding.unpack_item(self.data, at)[2]
                 return tag, b"", length, position + 8
-            if not _IS_LONG[vr]:
+            if not IS_LONG[vr]:
                 return tag, vr, length, position + 8
             return tag, vr, encoding.unpack_length(self.data, at + 8)[0], position + 12
         except struct.error:
@@ -251,22 +259,25 @@ class _Window:
             raise self.no_vr(position, unknown) from None
 
     def cut_off(self, position: int) -> DicomUnreadable:
+        """Return the error of an element, begun at ``position``, that what is read ends within."""
         return DicomUnreadable(
             f"{self._of} is cut off: it ends at byte {self.size}, within the data element "
             f"that begins at byte {position}"
         )
 
     def no_vr(self, position: int, unknown: KeyError) -> DicomUnreadable:
+        """Return the error of an element whose value representation is none."""
         return DicomUnreadable(
             f"the data element at byte {position} of {self._of} has no value representation "
             f"that there is (PS3.5 6.2), but {unknown.args[0]!r}"
         )
 
     def broken(self, position: int, why: str) -> DicomUnreadable:
+        """Return the error of a rule broken at ``position``."""
         return DicomUnreadable(f"at byte {position} of {self._of}: {why}")
 
 
-def _read_meta(window: _Window) -> tuple[dict[int, bytes], int]:
+def _read_meta(window: Window) -> tuple[dict[int, bytes], int]:
     """Return the file meta information's elements, and where the data set begins.
 
     A file without (0002,0000) is against PS3.10 7.1, but there are such, and where group 0002 ends is plain to see.
@@ -277,7 +288,7 @@ def _read_meta(window: _Window) -> tuple[dict[int, bytes], int]:
     while position < (window.size if end is None else end):
         if end is None and window.peek(position, 2) != b"\2\0":
             break
-        tag, _, length, value_at = window.head(_EXPLICIT, position)
+        tag, _, length, value_at = window.head(EXPLICIT, position)
         if tag >> 16 != 2:
             raise window.broken(
                 position, f"{_shown(tag)} within group 0002, whose length (0002,0000) is wrong"
@@ -295,22 +306,18 @@ def _read_meta(window: _Window) -> tuple[dict[int, bytes], int]:
 
 
 def _walk_data_set(read: ReadAt, start: int, size: int, syntax: str) -> dict[int, bytes]:
-    if syntax in _DEFLATED_SYNTAXES:
+    if syntax in DEFLATED_SYNTAXES:
         inflated_size = 0
-        for piece in _inflate(read, start, size):
+        for piece in inflate(read, start, size):
             inflated_size += len(piece)
             if inflated_size > INFLATED_LIMIT:
                 raise DicomUnreadable(f"the data set inflates to more than {INFLATED_LIMIT} bytes")
-        inflated = _Inflated(_inflate(read, start, size))
-        return _walk(_Window(inflated.read, inflated_size, of="the inflated data set"), _EXPLICIT)
-    if syntax == _BIG_ENDIAN_SYNTAX:
-        encoding = _BIG_ENDIAN
-    else:
-        encoding = _IMPLICIT if syntax in _IMPLICIT_SYNTAXES else _EXPLICIT
-    return _walk(_Window(read, size, start), encoding)
+        inflated = _Inflated(inflate(read, start, size))
+        return _walk(Window(inflated.read, inflated_size, of="the inflated data set"), EXPLICIT)
+    return _walk(Window(read, size, start), encoding_of(syntax))
 
 
-def _walk(window: _Window, encoding: _Encoding) -> dict[int, bytes]:
+def _walk(window: Window, encoding: Encoding) -> dict[int, bytes]:
     """Go over a data set's elements to the end and return the values that are wanted, by tag.
 
     This is the one loop here whose speed matters; hence local names, and the head decoded in place.
@@ -330,13 +337,13 @@ def _walk(window: _Window, encoding: _Encoding) -> dict[int, bytes]:
             if explicit:
                 group, element, vr, length = unpack_head(data, at)
                 value_at = position + 8
-                if _IS_LONG[vr]:
+                if IS_LONG[vr]:
                     length = unpack_length(data, at + 8)[0]
                     value_at += 4
             else:
                 group, element, length = unpack_item(data, at)
                 value_at = position + 8
-            if length == _UNDEFINED or not _FIRST_GROUP <= group <= _LAST_GROUP:
+            if length == UNDEFINED or not _FIRST_GROUP <= group <= _LAST_GROUP:
                 position = _skip_unusual(window, encoding, position)
                 data, base, room = window.data, window.base, window.room
                 continue
@@ -361,10 +368,10 @@ class _In(Enum):
     FRAGMENTS = auto()
 
 
-_ENDS = {_In.SEQUENCE: _SEQUENCE_END, _In.ITEM: _ITEM_END, _In.FRAGMENTS: _SEQUENCE_END}
+_ENDS = {_In.SEQUENCE: SEQUENCE_END, _In.ITEM: ITEM_END, _In.FRAGMENTS: SEQUENCE_END}
 
 
-def _skip_unusual(window: _Window, encoding: _Encoding, position: int) -> int:
+def _skip_unusual(window: Window, encoding: Encoding, position: int) -> int:
     """Return where an element of undefined length, which begins at ``position``, ends (PS3.5 7.5, A.4)."""
     tag, vr, _, value_at = window.head(encoding, position)
     if not _FIRST_GROUP <= tag >> 16 <= _LAST_GROUP:
@@ -378,9 +385,9 @@ def _skip_unusual(window: _Window, encoding: _Encoding, position: int) -> int:
             inside.pop()
             position = value_at
             continue
-        if (tag == _ITEM) is (where is _In.ITEM) or (tag >> 16 == 0xFFFE and tag != _ITEM):
+        if (tag == ITEM) is (where is _In.ITEM) or (tag >> 16 == 0xFFFE and tag != ITEM):
             raise window.broken(position, f"{_shown(tag)} where none can be")
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             position = value_at + length
             continue
         if where is _In.SEQUENCE:
@@ -394,19 +401,19 @@ def _skip_unusual(window: _Window, encoding: _Encoding, position: int) -> int:
 
 
 def _undefined(
-    window: _Window, encoding: _Encoding, position: int, vr: bytes
-) -> tuple[_In, _Encoding]:
+    window: Window, encoding: Encoding, position: int, vr: bytes
+) -> tuple[_In, Encoding]:
     """Return what an element of undefined length holds, by its value representation."""
     if vr in {b"SQ", b""}:
         return _In.SEQUENCE, encoding
     if vr == b"UN":  # a sequence in implicit little endian, whatever is around it (PS3.5 6.2.2)
-        return _In.SEQUENCE, _IMPLICIT
+        return _In.SEQUENCE, IMPLICIT
     if vr in {b"OB", b"OW"}:
         return _In.FRAGMENTS, encoding
     raise window.broken(position, f"a {vr.decode()} element without a length")
 
 
-def _inflate(read: ReadAt, start: int, size: int) -> Iterator[bytes]:
+def inflate(read: ReadAt, start: int, size: int) -> Iterator[bytes]:
     """Yield a deflated data set (PS3.5 A.5) piece by piece; padding or a checksum after its end is passed over."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     position, waiting = start, b""
