@@ -92,6 +92,15 @@ class Settings:
     give_up: float = _setting(
         259200.0, "seconds for which a destination may be unavailable before its tasks fail", least=0.0
     )  # fmt: skip
+    commitment_deadline: float = _setting(
+        86_400.0, "seconds for which a receiver may take to commit itself before its task fails", least=1.0
+    )  # fmt: skip
+    commitment_wait: float = _setting(
+        600.0, "seconds of a receiver's silence after which it is asked again to commit itself", least=1.0
+    )  # fmt: skip
+    patient_columns: bool = _setting(
+        True, "keep patient ids and accession numbers, so that results are found by them"
+    )
     retention: float = _setting(
         28_800.0, "seconds after a payload's last use for which uploaded files are kept once all its tasks "
         "are Succeeded; 0: for ever", least=0.0
@@ -111,6 +120,9 @@ class Settings:
     lease: int = _setting(60, "seconds of an agent's lease on a task", least=1, most=86_400)
     parallel: int = _setting(4, "tasks that an agent delivers side by side", least=1, most=100)
     ae_title: str = _setting("ClaraSCU", "the DICOM agent's calling AE title, and its agent name")
+    secrets: Path | None = _setting(
+        None, "folder of the certificates, passwords and tokens that destinations name"
+    )
     connect_timeout: float = _setting(
         10.0, "seconds for a TCP connection to a receiver", least=0.01
     )

@@ -19,6 +19,7 @@ from pydicom.uid import (
 from clara_results.agents.dicom.association import AssociationSettings
 from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.dicom.exporter import DicomExporter
+from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import DestinationUnavailable
@@ -44,7 +45,7 @@ def destination(port: int) -> Destination:
 def deliver(port: int, folder: Path) -> FolderDelivery:
     delivery = FolderDelivery(folder)
     DicomExporter(
-        lambda: [destination(port)], "ClaraSCU", AssociationSettings(), SystemClock()
+        lambda: [destination(port)], "ClaraSCU", AssociationSettings(), SystemClock(), Secrets(None)
     ).deliver(delivery)
     return delivery
 
@@ -144,6 +145,6 @@ def test_storescp_that_refuses_says_so(
 
 def test_both_answer_an_echo(orthanc: Orthanc, storescp: StoreScpStarter) -> None:
     for port in (orthanc.dicom_port, storescp().port):
-        result = echo_destination(destination(port))
+        result = echo_destination(destination(port), Secrets(None))
         assert result.ok, result
         assert [step.name for step in result.steps] == ["connect", "association", "echo"]

@@ -6,11 +6,13 @@ import mmap
 import os
 import socket
 import struct
+import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from clara_results.agents.dicom.association import (
     CONTEXT_LIMIT,
@@ -18,19 +20,21 @@ from clara_results.agents.dicom.association import (
     VERIFICATION,
     Association,
     AssociationSettings,
+    Identity,
     Peer,
 )
 from clara_results.agents.dicom.connection import (
     RECEIVED_LIMIT,
     AssociationAborted,
+    Interrupted,
     PduConnection,
-    connect,
 )
 from clara_results.domain.clock import SystemClock
 from clara_results.errors import DestinationUnavailable, UnreadableInput
+from tests.conftest import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.faults.conftest import (
@@ -46,7 +50,6 @@ CT = ("1.2.840.10008.5.1.4.1.1.2", IMPLICIT)
 SHORT = AssociationSettings(connect=2, association=0.3, dimse=0.3, release=0.3)
 UID = "1.2.3.4"
 DATA = bytes(range(256)) * 100
-PEER = Peer("127.0.0.1", 104, "PACS", "ClaraSCU")
 LARGE = b"\7" * (32 << 20)
 """More than the socket buffers of both sides hold."""
 
@@ -57,15 +60,14 @@ def associate(
     contexts: tuple[tuple[str, str], ...] = (CT,),
     called: str = "PACS",
     calling: str = "ClaraSCU",
+    identity: Identity | None = None,
 ) -> Association:
-    connection = connect(receiver.host, receiver.port, settings.connect, CLOCK)
-    return Association(
-        PduConnection(connection, settings.dimse, CLOCK),
-        Peer(receiver.host, receiver.port, called, calling),
-        contexts,
-        settings,
-        CLOCK,
-    )
+    peer = Peer(receiver.host, receiver.port, called, calling, None, identity)
+    return Association(peer, contexts, settings, CLOCK).open()
+
+
+def connect(host: str, port: int, seconds: float) -> None:
+    PduConnection(1, CLOCK).connect(host, port, seconds)
 
 
 def store(receiver: ScriptedReceiver, data: bytes = DATA) -> int:
@@ -262,12 +264,12 @@ def test_a_slow_reader_is_waited_for_while_it_reads(receiver: ReceiverStarter) -
         talk.store_all()
 
     peer = receiver(script)
-    connection = connect(peer.host, peer.port, 5, CLOCK)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-    pdus = PduConnection(connection, 1, CLOCK)
     settings = AssociationSettings(dimse=1)
     begun = time.monotonic()
-    with Association(pdus, PEER, [CT], settings, CLOCK) as association:
+    with associate(peer, settings) as association:
+        sending = association._connection._socket
+        assert sending is not None
+        sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         assert association.store(UID, CT, memoryview(LARGE)[: 12 << 20]) == 0
     assert time.monotonic() - begun > 2 * settings.dimse
 
@@ -277,33 +279,34 @@ def test_a_slow_reader_is_waited_for_while_it_reads(receiver: ReceiverStarter) -
 
 def test_nobody_listens(free_port: Callable[[], int]) -> None:
     with pytest.raises(DestinationUnavailable, match="connection refused"):
-        connect("127.0.0.1", free_port(), 5, CLOCK)
+        connect("127.0.0.1", free_port(), 5)
 
 
 def test_a_host_that_is_not_known() -> None:
     with pytest.raises(DestinationUnavailable, match=r"'no-such-host\.invalid' can't be resolved"):
-        connect("no-such-host.invalid", 104, 5, CLOCK)
+        connect("no-such-host.invalid", 104, 5)
     with pytest.raises(DestinationUnavailable, match="can't be resolved"):
-        connect("x" * 64 + ".invalid", 104, 5, CLOCK)
+        connect("x" * 64 + ".invalid", 104, 5)
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """A port where the system answers nothing more, as behind a silent firewall."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full, ExitStack() as waiting:
+        address = full.getsockname()
+        for _ in range(4):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(address)
+        yield address[1]
 
 
 def test_a_host_that_takes_no_connection() -> None:
-    """A full backlog: the system answers nothing more, as a silent firewall would."""
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full:
-        address = full.getsockname()
-        waiting = []
-        try:
-            for _ in range(4):
-                waiting.append(socket.socket())
-                waiting[-1].setblocking(False)
-                waiting[-1].connect_ex(address)
-            begun = time.monotonic()
-            with pytest.raises(DestinationUnavailable, match=r"no answer within 0\.3 s"):
-                connect("127.0.0.1", address[1], 0.3, CLOCK)
-            assert time.monotonic() - begun < 5
-        finally:
-            for one in waiting:
-                one.close()
+    with full_backlog() as port:
+        begun = time.monotonic()
+        with pytest.raises(DestinationUnavailable, match=r"no answer within 0\.3 s"):
+            connect("127.0.0.1", port, 0.3)
+        assert time.monotonic() - begun < 5
 
 
 # No association
@@ -611,6 +614,240 @@ def test_a_release_neither_hangs_nor_raises(
     assert time.monotonic() - begun < 2
     association.release()
     association.abort()
+
+
+def test_an_association_that_the_receiver_ended_while_nothing_was_sent_is_found_out(
+    receiver: ReceiverStarter,
+) -> None:
+    ended = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        talk.accept()
+        talk.respond(*talk.read_store())
+        assert ended.wait(5)
+        talk.abort()
+
+    with associate(receiver(script)) as association:
+        assert association.idles()
+        assert association.store(UID, CT, memoryview(DATA)) == 0
+        assert association.idles()
+        ended.set()
+        eventually(lambda: not association.idles(), "the abort is found")
+        association.release()
+        assert not association.idles()
+
+
+# Interrupted from another thread
+
+
+def interrupted(
+    association: Association, when: threading.Event, act: Callable[[], object]
+) -> float:
+    """Interrupt an association while it acts; return the seconds until it noticed."""
+    noticed: list[float] = []
+
+    def interrupt() -> None:
+        assert when.wait(10)
+        time.sleep(0.1)  # what was begun waits now
+        noticed.append(time.monotonic())
+        association.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Interrupted):
+        act()
+    seconds = time.monotonic() - noticed[0]
+    thread.join()
+    assert association.ended
+    return seconds
+
+
+PATIENT = AssociationSettings(connect=30, association=30, dimse=30, release=30)
+
+
+def unopened(receiver: ScriptedReceiver) -> Association:
+    return Association(Peer(receiver.host, receiver.port, "PACS", "ClaraSCU"), [CT], PATIENT, CLOCK)
+
+
+def test_a_wait_for_an_answer_is_interrupted_and_the_receiver_hears_of_it(
+    receiver: ReceiverStarter,
+) -> None:
+    waits, heard = threading.Event(), []
+
+    def script(talk: Conversation) -> None:
+        talk.accept()
+        talk.read_store()
+        waits.set()
+        heard.append(talk._read(10))
+
+    peer = receiver(script)
+    association = unopened(peer).open()
+    seconds = interrupted(association, waits, lambda: association.store(UID, CT, memoryview(DATA)))
+    assert seconds < 1
+    with pytest.raises(Interrupted):
+        association.store(UID, CT, memoryview(DATA))
+    association.release()
+    association.interrupt()
+    peer.stop()
+    assert heard == [struct.pack(">BBIBBBB", 7, 0, 4, 0, 0, 0, 0)]
+
+
+def test_the_sending_of_an_instance_is_interrupted(receiver: ReceiverStarter) -> None:
+    waits = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        talk.accept()
+        talk.read_pdu()
+        waits.set()
+        assert talk.socket.recv(1, socket.MSG_PEEK)
+        over.wait(10)
+
+    over = threading.Event()
+    association = unopened(receiver(script)).open()
+    try:
+        seconds = interrupted(
+            association, waits, lambda: association.store(UID, CT, memoryview(LARGE))
+        )
+    finally:
+        over.set()
+    assert seconds < 1
+
+
+def test_the_negotiation_is_interrupted(receiver: ReceiverStarter) -> None:
+    waits = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        talk.read_request()
+        waits.set()
+        talk.wait_for_end()
+
+    association = unopened(receiver(script))
+    assert interrupted(association, waits, association.open) < 1
+
+
+def test_the_connecting_is_interrupted() -> None:
+    with full_backlog() as port:
+        association = Association(Peer("127.0.0.1", port, "PACS", "ClaraSCU"), [CT], PATIENT, CLOCK)
+        begun = threading.Event()
+        begun.set()
+        assert interrupted(association, begun, association.open) < 1
+
+
+def test_an_association_interrupted_before_it_is_opened_never_is(
+    receiver: ReceiverStarter,
+) -> None:
+    association = unopened(receiver(takes_all))
+    association.interrupt()
+    with pytest.raises(Interrupted):
+        association.open()
+    assert association.ended
+
+
+def test_a_release_is_interrupted_without_an_error(receiver: ReceiverStarter) -> None:
+    waits = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        talk.accept()
+        assert talk.read_pdu()[0] == 5
+        waits.set()
+        talk.wait_for_end()
+
+    association = unopened(receiver(script)).open()
+
+    def interrupt() -> None:
+        assert waits.wait(10)
+        association.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    begun = time.monotonic()
+    association.release()
+    assert time.monotonic() - begun < 5
+    thread.join()
+
+
+def test_an_interrupt_at_any_moment_ends_the_association_and_harms_nothing(
+    receiver: ReceiverStarter,
+) -> None:
+    """Whatever the other thread does just then: an instance arrives whole, or counts as not answered."""
+    peer = receiver(takes_all)
+    answered = 0
+    for attempt in range(60):
+        association = unopened(peer)
+        timer = threading.Timer(attempt * 0.0002, association.interrupt)
+        timer.start()
+        try:
+            association.open()
+            while True:
+                association.store(UID, CT, memoryview(DATA))
+                answered += 1
+        except Interrupted:
+            assert association.ended
+        timer.join()
+    peer.stop()
+    assert {data for _, data in peer.stored} <= {DATA}
+    assert len(peer.stored) >= answered
+
+
+# As which user
+
+
+def asked_as(
+    receiver: ReceiverStarter, identity: Identity, extra: bytes = b""
+) -> UserIdentityNegotiation:
+    asked = []
+
+    def script(talk: Conversation) -> None:
+        asked.append(talk.accept(extra=extra))
+        talk.store_all()
+
+    with associate(receiver(script), identity=identity) as association:
+        association.release()
+        assert association.identified is bool(extra)
+    (request,) = asked
+    (found,) = [
+        item for item in request.user_information if isinstance(item, UserIdentityNegotiation)
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        Identity(1, b"ward"),
+        Identity(2, b"ward", "gehe\u00efm".encode()),
+        Identity(5, b"a.b.c" * 999),
+    ],
+    ids=["user name", "passcode", "JSON Web Token"],
+)
+def test_the_identity_of_the_user(receiver: ReceiverStarter, identity: Identity) -> None:
+    asked = asked_as(receiver, identity)
+    assert asked.user_identity_type == identity.kind
+    assert asked.positive_response_requested
+    assert asked.primary_field == identity.primary
+    assert (asked.secondary_field or b"") == identity.passcode
+
+
+def test_a_receiver_that_answers_to_the_identity(receiver: ReceiverStarter) -> None:
+    response = struct.pack(">BBHH", 0x59, 0, 2, 0)
+    information = struct.pack(">BBH", 0x50, 0, len(response)) + response
+    asked_as(receiver, Identity(1, b"ward"), extra=information)
+
+
+@pytest.mark.parametrize("source", [1, 2])
+def test_a_receiver_that_does_not_take_the_user(receiver: ReceiverStarter, source: int) -> None:
+    with pytest.raises(DestinationUnavailable, match="may not take the user") as caught:
+        associate(
+            receiver(lambda talk: talk.reject(1, source, 1)),
+            identity=Identity(2, b"ward", b"hidden"),
+        )
+    assert "hidden" not in str(caught.value)
+
+
+def test_nothing_shows_a_passcode() -> None:
+    peer = Peer("127.0.0.1", 104, "PACS", "ClaraSCU", None, Identity(2, b"ward", b"hidden"))
+    assert "hidden" not in f"{peer!r} {peer}"
+    assert "ward" not in f"{peer!r} {peer}"
 
 
 def test_an_association_that_is_left_is_aborted(receiver: ReceiverStarter) -> None:

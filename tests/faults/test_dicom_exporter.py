@@ -13,6 +13,7 @@ from clara_results.agents.dicom.association import AssociationSettings
 from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.dicom.exporter import DicomExporter
 from clara_results.agents.exporter import TaskRejected
+from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import DestinationUnavailable, LeaseLost, Stopping
@@ -46,7 +47,7 @@ def exporter(
         port=port,
         calling_ae_title=calling_ae_title,
     )
-    return DicomExporter(lambda: [pacs], "ClaraSCU", SHORT, SystemClock())
+    return DicomExporter(lambda: [pacs], "ClaraSCU", SHORT, SystemClock(), Secrets(None))
 
 
 def series(folder: Path, write_ct: CtWriter, count: int) -> list[str]:
@@ -207,7 +208,7 @@ def test_parameters_that_name_no_destination(
 def test_only_dicom_destinations_count(tmp_path: Path) -> None:
     other = Destination(name="Pacs", kind="dicomweb", ae_title="X", host="h", port=1)
     with pytest.raises(TaskRejected, match="there are: none"):
-        DicomExporter(lambda: [other], "ClaraSCU", SHORT, SystemClock()).deliver(
+        DicomExporter(lambda: [other], "ClaraSCU", SHORT, SystemClock(), Secrets(None)).deliver(
             FolderDelivery(tmp_path)
         )
 
@@ -487,7 +488,7 @@ def test_a_stop_is_heard_in_a_pause(
     pacs = Destination(name="Pacs", ae_title="ARCHIVE", host="127.0.0.1", port=peer.port)
     begun = time.monotonic()
     with pytest.raises(Stopping):
-        DicomExporter(lambda: [pacs], "ClaraSCU", patient, SystemClock()).deliver(
+        DicomExporter(lambda: [pacs], "ClaraSCU", patient, SystemClock(), Secrets(None)).deliver(
             FolderDelivery(tmp_path, at_checkpoint=stop)
         )
     assert time.monotonic() - begun < 10
@@ -531,7 +532,7 @@ def test_a_destination_that_answers(receiver: ReceiverStarter) -> None:
         talk.read_message()
 
     peer = receiver(script)
-    result = echo_destination(destination(peer.port), "ClaraSCU", SHORT)
+    result = echo_destination(destination(peer.port), Secrets(None), settings=SHORT)
     assert result.ok
     assert [(step.name, step.ok) for step in result.steps] == [
         ("connect", True),
@@ -576,7 +577,7 @@ def refuses_echo(talk: Conversation) -> None:
 def test_a_destination_that_fails_says_at_which_step(
     receiver: ReceiverStarter, script: Script, failed: str, words: str
 ) -> None:
-    result = echo_destination(destination(receiver(script).port), "ClaraSCU", SHORT)
+    result = echo_destination(destination(receiver(script).port), Secrets(None), settings=SHORT)
     assert not result.ok
     assert [step.ok for step in result.steps] == [True] * (len(result.steps) - 1) + [False]
     assert result.steps[-1].name == failed
@@ -584,6 +585,6 @@ def test_a_destination_that_fails_says_at_which_step(
 
 
 def test_a_destination_that_is_not_there(free_port: Callable[[], int]) -> None:
-    result = echo_destination(destination(free_port()), "ClaraSCU", SHORT)
+    result = echo_destination(destination(free_port()), Secrets(None), settings=SHORT)
     assert [(step.name, step.ok) for step in result.steps] == [("connect", False)]
     assert "connection refused" in result.steps[0].message

@@ -19,6 +19,7 @@ from clara_results.cli.options import (
     LogLevel,
     Parallel,
     Payloads,
+    Secrets,
     Service,
     TokenFile,
 )
@@ -43,6 +44,7 @@ def dicom(
     service: Service = None,
     payloads: Payloads = None,
     ae_title: AeTitle = None,
+    secrets: Secrets = None,
     lease: Lease = None,
     parallel: Parallel = None,
     connect_timeout: ConnectTimeout = None,
@@ -58,14 +60,15 @@ def dicom(
     Without --payloads it fetches files from the service.
     """
     settings = options.settings(
-        config, service=service, payloads=payloads, ae_title=ae_title, lease=lease,
-        parallel=parallel, connect_timeout=connect_timeout, association_timeout=association_timeout,
+        config, service=service, payloads=payloads, ae_title=ae_title, secrets=secrets,
+        lease=lease, parallel=parallel, connect_timeout=connect_timeout, association_timeout=association_timeout,
         dimse_timeout=dimse_timeout, token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
     try:
         from clara_results.agents.dicom.association import AssociationSettings
         from clara_results.agents.dicom.exporter import DicomExporter
+        from clara_results.agents.secrets import Secrets as SecretsFolder
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"the DICOM agent is not installed here ({error.name} is missing): install "
@@ -89,6 +92,7 @@ def dicom(
             dimse=settings.dimse_timeout,
         ),
         clock,
+        SecretsFolder(settings.secrets),
     )
     runner = Runner(
         settings.ae_title,

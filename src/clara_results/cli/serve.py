@@ -23,6 +23,7 @@ from clara_results.cli.options import (
     Retention,
     RetentionFailed,
     RetryDelay,
+    Secrets,
 )
 from clara_results.errors import InvalidInput
 
@@ -43,6 +44,7 @@ def serve(
     disk_low: DiskLow = None,
     anonymous: Anonymous = None,
     insecure: Insecure = None,
+    secrets: Secrets = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
     config: Config = None,
@@ -53,7 +55,7 @@ def serve(
         retry_delay=retry_delay, max_retries=max_retries, give_up=give_up, retention=retention,
         retention_failed=retention_failed, own_payloads=own_payloads, keep_tasks=keep_tasks,
         disk_low=disk_low, anonymous=anonymous or None,
-        insecure=insecure, log_format=log_format, log_level=log_level,
+        insecure=insecure, secrets=secrets, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
     try:

@@ -1,6 +1,7 @@
 """The service's process: uvicorn around the application."""
 
 import asyncio
+import functools
 import logging
 import socket
 from types import FrameType
@@ -52,7 +53,7 @@ class _Server(uvicorn.Server):
         self._ready_line = ready_line
         self._engine: Engine | None = None
         self.fault: ClaraResultsError | None = None
-        app = create_app(self._opened, _test_destination)
+        app = create_app(self._opened, functools.partial(_test_destination, settings))
         super().__init__(
             uvicorn.Config(
                 app,
@@ -178,12 +179,13 @@ def _bind(settings: Settings) -> socket.socket:
     return listening
 
 
-def _test_destination(destination: Destination) -> TestResult:
+def _test_destination(settings: Settings, destination: Destination) -> TestResult:
     try:
         from clara_results.agents.dicom.echo import echo_destination
+        from clara_results.agents.secrets import Secrets
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"destinations can't be tested here: {error.name} is missing; install clara-results[dicom]",
             code="not-installed",
         ) from error
-    return echo_destination(destination)
+    return echo_destination(destination, Secrets(settings.secrets))

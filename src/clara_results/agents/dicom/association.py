@@ -3,14 +3,17 @@
 The data path is our own: an instance's data set goes from its file to the network without being decoded or copied,
 and every wait has a deadline. Nothing that a peer does passes in silence: it answers, or one of three errors says
 what it did instead.
+
+One thread uses an association; ``Association.interrupt`` ends it from any other.
 """
 
 import contextlib
 import errno
+import ssl
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -20,24 +23,31 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    UserIdentityNegotiation,
 )
 from pynetdicom.presentation import PresentationContext
 
 from clara_results.agents.dicom.connection import (
     PIECES_LIMIT,
     AssociationAborted,
+    Interrupted,
     PduConnection,
     Piece,
 )
+from clara_results.agents.secrets import CODE, Secrets
+from clara_results.agents.tls import refusal, tls_context
 from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import AuthKind
 from clara_results.errors import DestinationUnavailable, UnreadableInput
-from clara_results.wire.destinations import Destination
+from clara_results.wire.destinations import Auth, Destination
 
 VERIFICATION = "1.2.840.10008.1.1"
 IMPLEMENTATION_CLASS_UID = "2.25.186121744103154591266682160995305927684"
 IMPLEMENTATION_VERSION_NAME = "CLARA_RESULTS"
 CONTEXT_LIMIT = 128
 """Presentation contexts of an association: odd numbers of one byte (PS3.8 9.3.2.2)."""
+IDENTITY_LIMIT = 60_000
+"""Bytes of a passcode or a token; all that is said of the user information has to fit 65,535 (PS3.8 9.3.2.3)."""
 LEAST_RATE = 10_000
 """Bytes a second that a receiver must take on average, else it is taken for dead."""
 
@@ -51,7 +61,9 @@ _PDU_NAMES = {
     _RELEASE_RQ: "A-RELEASE-RQ",
     _RELEASE_RP: "A-RELEASE-RP",
 }
+_TLS_ALERT = 0x15
 _SHORT_PDU = struct.Struct(">BBIBBBB").pack
+_ABORTION = _SHORT_PDU(_ABORT, 0, 4, 0, 0, 0, 0)
 _PDV_HEAD = struct.Struct(">BBIIBB")  # PDU type, 0, PDU length, PDV length, context, control header
 _PDV_OVERHEAD = 6
 _IS_COMMAND, _IS_LAST = 1, 2
@@ -114,26 +126,85 @@ class AssociationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a user is (PS3.7 D.3.3.7), as whom the association is asked for.
+
+    Attributes:
+        kind: The User-Identity-Type: 1, user name; 2, user name and passcode; 5, JSON Web Token.
+        primary: The user name, or the token.
+        passcode: The passcode; empty for other kinds.
+    """
+
+    kind: int
+    primary: bytes = field(repr=False)
+    passcode: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of(cls, auth: Auth, secrets: Secrets) -> Self:
+        """Return who a destination's ``auth`` says we are: a user name, with or without passcode, or a token.
+
+        Raises:
+            DestinationUnavailable: A secret is not there, or is too long.
+        """
+        secret = secrets.text(auth.secret).encode() if auth.secret is not None else b""
+        if len(secret) > IDENTITY_LIMIT:
+            raise DestinationUnavailable(
+                f"the secret {auth.secret!r} has more than {IDENTITY_LIMIT} bytes; an association request has no "
+                "room for it",
+                code=CODE,
+            )
+        if auth.kind is AuthKind.BEARER:
+            return cls(5, secret)
+        if auth.kind is AuthKind.BASIC:
+            return cls(2 if secret else 1, (auth.user_name or "").encode(), secret)
+        raise DestinationUnavailable(f"a DICOM association can't be asked for with {auth.kind}")
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is called, where, and by whom.
+    """Who is called, where, how, and by whom.
 
     Attributes:
         host: DNS name or address.
         port: TCP port.
         called: The receiver's AE title, as written.
         calling: Our AE title.
+        tls: How the connection is secured; None: not.
+        identity: As which user; None: as none.
     """
 
     host: str
     port: int
     called: str
     calling: str
+    tls: ssl.SSLContext | None = None
+    identity: Identity | None = None
 
     @classmethod
-    def of(cls, destination: Destination, calling_ae_title: str) -> Self:
-        """Return who a destination is; ``calling_ae_title`` is ours unless the destination wants another."""
-        calling = destination.calling_ae_title or calling_ae_title
-        return cls(destination.host, destination.port, destination.ae_title, calling)
+    def of(cls, destination: Destination, calling_ae_title: str, secrets: Secrets) -> Self:
+        """Return who a destination of kind ``dicom`` is.
+
+        Args:
+            destination: Which.
+            calling_ae_title: Ours, unless the destination wants another.
+            secrets: Where what its ``tls`` and ``auth`` name lies; it is read now.
+
+        Raises:
+            DestinationUnavailable: A secret is not there, or is not what it must be.
+        """
+        host, port, called = destination.host, destination.port, destination.ae_title
+        if host is None or port is None or called is None:
+            raise DestinationUnavailable(
+                f"{destination.name} has not a host, a port and an AE title"
+            )
+        return cls(
+            host,
+            port,
+            called,
+            destination.calling_ae_title or calling_ae_title,
+            tls_context(destination.tls, secrets) if destination.tls else None,
+            Identity.of(destination.auth, secrets) if destination.auth else None,
+        )
 
     def __str__(self) -> str:
         return f"{self.called} at {self.host} port {self.port}"
@@ -144,11 +215,10 @@ Context = tuple[str, str]
 
 
 class Association:
-    """An open association. As a context manager it is aborted at the end unless it was released.
+    """An association, from the connection to its end. As a context manager it is aborted at the end unless released.
 
     Args:
-        connection: The connection to the receiver.
-        peer: Who it is.
+        peer: Who the receiver is.
         contexts: What is to be stored: at most CONTEXT_LIMIT pairs of SOP class and transfer syntax.
         settings: Time limits and sizes.
         clock: Where time comes from.
@@ -156,20 +226,17 @@ class Association:
     Attributes:
         refused: Why the receiver takes nothing of a context, in words, for those that it refused.
         send_limit: Bytes of a P-DATA-TF that may be sent.
-
-    Raises:
-        DestinationUnavailable: The receiver rejected the association, did not answer in time, or not as it must.
+        identified: Whether the receiver said that it took the identity of the user.
     """
 
     def __init__(
         self,
-        connection: PduConnection,
         peer: Peer,
         contexts: Sequence[Context],
         settings: AssociationSettings,
         clock: Clock,
     ) -> None:
-        self._connection = connection
+        self._connection = PduConnection(settings.dimse, clock)
         self._peer = peer
         self._settings = settings
         self._clock = clock
@@ -178,12 +245,37 @@ class Association:
         self._accepted: dict[Context, int] = {}
         self.refused: dict[Context, str] = {}
         self.send_limit = settings.max_pdu
-        try:
-            self._negotiate()
-        except AssociationAborted as cause:
-            raise DestinationUnavailable(
-                f"no association with {peer}: {cause}; it was being negotiated"
-            ) from cause
+        self.identified = False
+
+    def open(self) -> Self:
+        """Connect, secure the connection if the peer wants that, and negotiate; return the association itself.
+
+        Raises:
+            DestinationUnavailable: The receiver can't be reached, rejected the association, did not answer in time,
+                or not as it must.
+            Interrupted: ``interrupt`` was called.
+        """
+        self.connect()
+        self.secure()
+        self.negotiate()
+        return self
+
+    def connect(self) -> None:
+        """Connect: the first part of ``open``."""
+        self._connection.connect(self._peer.host, self._peer.port, self._settings.connect)
+
+    def secure(self) -> str | None:
+        """Secure the connection, if the peer wants that: the second part of ``open``. Return how, if it is secured."""
+        if self._peer.tls is None:
+            return None
+        return self._connection.secure(self._peer.tls, self._peer.host, self._settings.association)
+
+    def interrupt(self) -> None:
+        """End the association from any thread, at any time, also while it is being opened.
+
+        What waits for the receiver at that moment, and what is called later, raises Interrupted.
+        """
+        self._connection.interrupt(_ABORTION)
 
     def __enter__(self) -> Self:
         return self
@@ -201,11 +293,24 @@ class Association:
         """Tell whether it is closed on our side: nothing more can be sent."""
         return self._connection.closed
 
+    def idles(self) -> bool:
+        """Tell whether it is open, as far as is known, between two messages: the receiver has not ended it meanwhile."""
+        return self._connection.quiet()
+
     def accepts(self, context: Context) -> bool:
         """Tell whether the receiver takes what is of this SOP class and transfer syntax."""
         return context in self._accepted
 
     # Negotiation (PS3.8 7.1, 9.3.2 to 9.3.4)
+
+    def negotiate(self) -> None:
+        """Ask for the association: the last part of ``open``."""
+        try:
+            self._negotiate()
+        except AssociationAborted as cause:
+            raise DestinationUnavailable(
+                f"no association with {self._peer}: {cause}; it was being negotiated"
+            ) from cause
 
     def _negotiate(self) -> None:
         deadline = self._clock.monotonic() + self._settings.association
@@ -215,10 +320,14 @@ class Association:
         if kind == _ASSOCIATE_RJ:
             self._connection.close()
             raise DestinationUnavailable(f"{self._peer} {_rejection(body, self._peer)}")
+        if kind == _TLS_ALERT and self._peer.tls is None:
+            self._violation(
+                "a TLS alert: it takes secured connections only; give the destination tls"
+            )
         if kind != _ASSOCIATE_AC:
             self._unexpected(kind, body)
         try:
-            accepted, limit = _read_accept(body)
+            accepted, limit, self.identified = _read_accept(body)
         except (struct.error, IndexError, UnicodeDecodeError) as cause:
             self._violation("an A-ASSOCIATE-AC that can't be read", cause)
         self.send_limit = min(limit or self._settings.max_pdu, self._settings.max_pdu)
@@ -245,6 +354,13 @@ class Association:
         request.calling_ae_title = self._peer.calling
         request.called_ae_title = self._peer.called
         request.user_information = [length, implementation, version]
+        if self._peer.identity is not None:
+            identity = UserIdentityNegotiation()
+            identity.user_identity_type = self._peer.identity.kind
+            identity.positive_response_requested = True
+            identity.primary_field = self._peer.identity.primary
+            identity.secondary_field = self._peer.identity.passcode
+            request.user_information = [*request.user_information, identity]
         definitions = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a UID is sent as it is, whatever pydicom thinks of it
@@ -274,6 +390,7 @@ class Association:
             AssociationAborted: The association broke; whether the receiver has the instance is not known.
             DestinationUnavailable: No answer in time, or the data is not taken; the association is aborted.
             UnreadableInput: The data became shorter while it was sent; the association is aborted.
+            Interrupted: ``interrupt`` was called; whether the receiver has the instance is not known.
         """
         number = self._accepted[context]
         self._message_id = self._message_id % 0xFFFF + 1
@@ -303,6 +420,7 @@ class Association:
         Raises:
             AssociationAborted: The association broke.
             DestinationUnavailable: No answer in time.
+            Interrupted: ``interrupt`` was called.
         """
         number = next(
             id_ for (sop_class, _), id_ in self._accepted.items() if sop_class == VERIFICATION
@@ -406,14 +524,14 @@ class Association:
                     kind, _ = self._connection.receive(deadline)
                     if kind == _RELEASE_RQ:  # both ask at once (PS3.8 7.2.2.7)
                         self._connection.send_at_once(_SHORT_PDU(_RELEASE_RP, 0, 4, 0, 0, 0, 0))
-        except (OSError, AssociationAborted):
-            pass  # the peer did not wait for it: then it ends with the connection
+        except (OSError, AssociationAborted, Interrupted):
+            pass  # the peer did not wait for it, or it was not to be waited for: it ends with the connection
         finally:
             self._connection.close()
 
     def abort(self) -> None:
         """End the association at once; harmless if it has ended."""
-        self._connection.send_at_once(_SHORT_PDU(_ABORT, 0, 4, 0, 0, 0, 0))
+        self._connection.send_at_once(_ABORTION)
         self._connection.close()
 
     # What goes wrong
@@ -456,7 +574,10 @@ class Association:
 
     def _lost(self, cause: OSError) -> NoReturn:
         self._connection.close()
-        words = (cause.strerror or str(cause)).lower()
+        if isinstance(cause, ssl.SSLError):
+            words = refusal(cause)
+        else:
+            words = (cause.strerror or str(cause)).lower()
         raise AssociationAborted(f"the connection to {self._peer} broke: {words}") from cause
 
     def _unexpected(self, kind: int, body: bytes) -> NoReturn:
@@ -528,15 +649,19 @@ def _items(body: bytes) -> Iterator[tuple[int, bytes]]:
         yield kind, body[at - length : at]
 
 
-def _read_accept(body: bytes) -> tuple[dict[int, tuple[int, str]], int]:
-    """Return an A-ASSOCIATE-AC's results and transfer syntaxes by context, and the maximum length (0: no limit).
+def _read_accept(body: bytes) -> tuple[dict[int, tuple[int, str]], int, bool]:
+    """Read an A-ASSOCIATE-AC.
+
+    Returns:
+        Results and transfer syntaxes by context; the maximum length (0: no limit); whether it answers to the
+        identity of the user.
 
     Items that are not known are passed over, as PS3.8 9.3.1 wants it; pynetdicom's decoder fails at them.
 
     Raises:
         struct.error, IndexError, UnicodeDecodeError: It is not one.
     """
-    contexts, limit = {}, 0
+    contexts, limit, identified = {}, 0, False
     for kind, data in _items(body[68:]):
         if kind == 0x21:
             syntax = b"".join(value for sub, value in _items(data[4:]) if sub == 0x40)
@@ -545,7 +670,8 @@ def _read_accept(body: bytes) -> tuple[dict[int, tuple[int, str]], int]:
             for sub, value in _items(data):
                 if sub == 0x51:
                     (limit,) = struct.unpack(">I", value)
-    return contexts, limit
+                identified = identified or sub == 0x59
+    return contexts, limit, identified
 
 
 def _rejection(body: bytes, peer: Peer) -> str:
@@ -555,6 +681,8 @@ def _rejection(body: bytes, peer: Peer) -> str:
     _, result, source, reason = body
     how = _REJECT_RESULTS.get(result, f"with result {result}")
     why = _REJECT_REASONS.get((source, reason), f"source {source}, reason {reason}")
+    if peer.identity is not None and reason == 1:
+        why += "; it may not take the user that we say we are"
     return f"rejected the association of {peer.calling} {how}: {why}"
 
 

@@ -17,10 +17,11 @@ from clara_results.agents.dicom.association import (
     Context,
     Peer,
 )
-from clara_results.agents.dicom.connection import AssociationAborted, PduConnection, connect
+from clara_results.agents.dicom.connection import AssociationAborted
 from clara_results.agents.dicom.plan import Instance, check_unchanged, plan, reject, unread
 from clara_results.agents.dicom.status import Kind, Verdict, judge
 from clara_results.agents.exporter import Delivery, FileRejected, TaskRejected
+from clara_results.agents.secrets import Secrets
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import Outcome
@@ -53,6 +54,7 @@ class DicomExporter:
         calling_ae_title: str,
         settings: AssociationSettings,
         clock: Clock,
+        secrets: Secrets,
     ) -> None:
         """Make an exporter.
 
@@ -61,7 +63,9 @@ class DicomExporter:
             calling_ae_title: The agent's own, for destinations that ask for no other.
             settings: How long to wait for what.
             clock: The time.
+            secrets: Where certificates and passwords lie.
         """
+        self._secrets = secrets
         self._destinations = destinations
         self._calling_ae_title = calling_ae_title
         self.settings = settings
@@ -105,10 +109,8 @@ class DicomExporter:
         Raises:
             DestinationUnavailable: It can't be reached, refuses, or does not answer; the message says which.
         """
-        peer = Peer.of(destination, self._calling_ae_title)
-        opened = connect(peer.host, peer.port, self.settings.connect, self.clock)
-        connection = PduConnection(opened, self.settings.dimse, self.clock)
-        return Association(connection, peer, contexts, self.settings, self.clock)
+        peer = Peer.of(destination, self._calling_ae_title, self._secrets)
+        return Association(peer, contexts, self.settings, self.clock).open()
 
     def _destination(self, parameters: str | None) -> Destination:
         known = [item for item in self._destinations() if item.kind == "dicom"]
