@@ -20,7 +20,7 @@ from clara_results.agents.dicom.status import Kind, judge
         (0xA7FF, Kind.UNAVAILABLE),
         (0x0213, Kind.UNAVAILABLE),
         (0x0110, Kind.RETRY),
-        (0x0111, Kind.REJECTED),
+        (0x0111, Kind.DUPLICATE),
         (0x0122, Kind.REJECTED),
         (0x0124, Kind.REJECTED),
         (0xA800, Kind.REJECTED),
@@ -49,3 +49,36 @@ def test_each_status_is_shown_in_four_digits_and_in_words() -> None:
         verdict = judge(status)
         assert verdict.code == f"{status:04X}"
         assert verdict.words
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "doubt"),
+    [
+        (0x0000, Kind.DELIVERED, False),
+        (0xB007, Kind.REJECTED, True),  # it is stored there, with a warning
+        (0xB006, Kind.DELIVERED, False),
+        (0x0111, Kind.RETRY, True),
+        (0xC000, Kind.RETRY, False),
+        (0xC001, Kind.REJECTED, False),
+        (0xA700, Kind.REJECTED, False),
+        (0x0110, Kind.RETRY, False),
+        (0xFF00, Kind.REJECTED, True),  # who can tell
+    ],
+)
+def test_a_destination_has_the_last_word_except_about_success(
+    status: int, kind: Kind, doubt: bool
+) -> None:
+    verdict = judge(status, {"B007": "reject", "0111": "retry", "C000": "retry", "A7xx": "reject"})
+    assert (verdict.kind, verdict.doubt) == (kind, doubt)
+
+
+def test_the_words_say_where_the_destination_had_its_way() -> None:
+    assert "the destination's settings say: retry" in str(judge(0xC000, {"Cxxx": "retry"}).words)
+
+
+def test_nothing_makes_a_delivery_of_a_failure() -> None:
+    for status in range(0x10000):
+        for own in ("retry", "reject"):
+            key = f"{status:04X}"
+            kind = judge(status, {key: own}).kind
+            assert (kind is Kind.DELIVERED) == (status == 0)

@@ -1,7 +1,11 @@
 """What the status of a C-STORE response means, and what follows from it for the file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
+
+from clara_results.domain.statuses import REJECT, RETRY, judged
 
 
 class Kind(Enum):
@@ -11,6 +15,8 @@ class Kind(Enum):
     """The receiver has the instance, perhaps with a warning."""
     UNAVAILABLE = auto()
     """The receiver has no room now, for this instance or any: the attempt ends."""
+    DUPLICATE = auto()
+    """The receiver has an instance of that UID already; whether it is this one, it has to be asked."""
     RETRY = auto()
     """Not this instance, this time."""
     REJECTED = auto()
@@ -25,11 +31,13 @@ class Verdict:
         kind: What follows.
         code: The status, as four upper-case hexadecimal digits.
         words: What it means; None for plain success.
+        doubt: It does not count as delivered, but the receiver has, or may have, the instance.
     """
 
     kind: Kind
     code: str
     words: str | None
+    doubt: bool = False
 
 
 # PS3.7 Annex C; PS3.4 B.2.3 says which of them a C-STORE response can bear.
@@ -40,7 +48,7 @@ _SINGLE = {
     0x0107: (Kind.DELIVERED, "stored, with a warning: attribute list error"),
     0x0110: (Kind.RETRY, "processing failure"),
     0x0111: (
-        Kind.REJECTED,
+        Kind.DUPLICATE,
         "duplicate SOP instance: the receiver holds an instance with this UID already and did not take this one; "
         "whether both are the same it does not say",
     ),
@@ -77,19 +85,27 @@ _BY_HIGH_DIGIT = {
 }
 
 
-def judge(status: int) -> Verdict:
+_BY_DESTINATION = {RETRY: Kind.RETRY, REJECT: Kind.REJECTED}
+_NO_STATUSES: Mapping[str, str] = MappingProxyType({})
+
+
+def judge(status: int, statuses: Mapping[str, str] = _NO_STATUSES) -> Verdict:
     """Return what a C-STORE response's status means (PS3.4 B.2.3, PS3.7 Annex C).
 
     Args:
         status: As it was received, 0 to FFFFH.
+        statuses: What the destination makes of its receiver's statuses; see ``domain.statuses``.
     """
     code = f"{status:04X}"
     if status == 0:
         return Verdict(Kind.DELIVERED, code, None)
-    kind, words = (
-        _SINGLE.get(status)
-        or _BY_HIGH_BYTE.get(status >> 8)
-        or _BY_HIGH_DIGIT.get(status >> 12)
-        or (Kind.REJECTED, "a status that a store can't end with")
+    known = (
+        _SINGLE.get(status) or _BY_HIGH_BYTE.get(status >> 8) or _BY_HIGH_DIGIT.get(status >> 12)
     )
-    return Verdict(kind, code, words)
+    kind, words = known or (Kind.REJECTED, "a status that a store can't end with")
+    has_it = known is None or kind in {Kind.DELIVERED, Kind.DUPLICATE}
+    own = judged(statuses, status)
+    if own is not None:
+        kind = _BY_DESTINATION[own]
+        words += f"; the destination's settings say: {own}"
+    return Verdict(kind, code, words, has_it and kind is not Kind.DELIVERED)
