@@ -55,12 +55,13 @@ IS_LONG = {vr: vr in _LONG_VRS for vr in _LONG_VRS + _SHORT_VRS}
 _GROUP_LENGTH, _MEDIA_CLASS, _MEDIA_INSTANCE = 0x00020000, 0x00020002, 0x00020003
 _TRANSFER_SYNTAX = 0x00020010
 _META_WANTED = frozenset({_GROUP_LENGTH, _MEDIA_CLASS, _MEDIA_INSTANCE, _TRANSFER_SYNTAX})
-_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE = 0x00080005, 0x00080016, 0x00080018
+_ACCESSION = 0x00080050
 _PATIENT, _ISSUER = 0x00100020, 0x00100021
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
 _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00200011, 0x00200013
 _WANTED = frozenset(
-    {_SOP_CLASS, _SOP_INSTANCE, _PATIENT, _ISSUER, _STUDY, _SERIES}
+    {_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _ACCESSION, _PATIENT, _ISSUER, _STUDY, _SERIES}
     | {_SERIES_NUMBER, _INSTANCE_NUMBER}
 )
 
@@ -89,6 +90,8 @@ class Header:
         transfer_syntax_uid: How the data set is encoded.
         data_offset: Where in the file the data set begins, in bytes.
         sop_class_uid: As the data set says; empty if it does not say so; likewise the UIDs that follow.
+        character_set: Specific Character Set, as encoded: how the values that follow are.
+        accession_number: Accession Number, as encoded; empty if there is none. Patient data, like what follows.
         patient: Patient ID and Issuer of Patient ID, as encoded. To be compared, never to be shown.
         series_number: None where there is none, or none that is a number; likewise the instance's.
     """
@@ -101,6 +104,8 @@ class Header:
     sop_instance_uid: str
     study_instance_uid: str
     series_instance_uid: str
+    character_set: bytes
+    accession_number: bytes = field(repr=False)
     patient: tuple[bytes, bytes] = field(repr=False)
     series_number: int | None
     instance_number: int | None
@@ -143,6 +148,8 @@ def read_header(read: ReadAt, size: int, name: str) -> Header:
         sop_instance_uid=_text(found, _SOP_INSTANCE),
         study_instance_uid=_text(found, _STUDY),
         series_instance_uid=_text(found, _SERIES),
+        character_set=_stripped(found, _CHARACTER_SET),
+        accession_number=_stripped(found, _ACCESSION),
         patient=(_stripped(found, _PATIENT), _stripped(found, _ISSUER)),
         series_number=_number(found, _SERIES_NUMBER),
         instance_number=_number(found, _INSTANCE_NUMBER),

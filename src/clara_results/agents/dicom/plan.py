@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from clara_results.agents.dicom.part10 import DicomUnreadable, Header, NotForReceivers, read_header
+from clara_results.agents.dicom.part10 import (
+    WINDOW,
+    DicomUnreadable,
+    Header,
+    NotForReceivers,
+    read_header,
+)
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import UnreadableInput
 from clara_results.wire.tasks import FileOutcome, ResultFile
 
-CHUNK = 1 << 20
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _KEY_OBJECTS = _STORAGE + "88.59"
 _LATER = (
@@ -38,16 +43,26 @@ class Instance:
         file: Its file, as registered.
         header: What is known of it.
         stamp: Its file's size and time when that was read; another stamp, another file.
+        sha256: Digest of its data set, 64 lower-case hex digits, where the file was small enough to be read whole.
     """
 
     file: ResultFile
     header: Header
     stamp: Stamp
+    sha256: str | None = None
 
     @property
     def context(self) -> tuple[str, str]:
         """Return what has to be negotiated for it: SOP class and transfer syntax."""
         return self.header.sop_class_uid, self.header.transfer_syntax_uid
+
+    @property
+    def stage(self) -> int:
+        """Return after what it is sent: 0 images; 1 segmentations and the like; 2 reports; 3 key objects."""
+        for prefix, stage in _LATER:
+            if self.header.sop_class_uid.startswith(prefix):
+                return stage
+        return 0
 
 
 def plan(delivery: Delivery) -> list[Instance]:
@@ -81,13 +96,20 @@ def _stamp(file: BinaryIO) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def data_set_digest(file: BinaryIO, header: Header) -> bytes:
-    """Return the SHA-256 of the data set in a file, without preamble and file meta information."""
-    digest = hashlib.sha256()
-    file.seek(header.data_offset)
-    while piece := file.read(CHUNK):
-        digest.update(piece)
-    return digest.digest()
+def data_set_digest(delivery: Delivery, instance: Instance) -> str:
+    """Return the SHA-256 of an instance's data set, without preamble and file meta information, in hex digits.
+
+    Raises:
+        FileRejected: The file is gone, or not what was read before.
+        OSError: It can't be read.
+        ServiceUnavailable: It has to be fetched from the service, which does not answer.
+    """
+    if instance.sha256 is not None:
+        return instance.sha256
+    with delivery.open(instance.file) as opened:
+        check_unchanged(opened, instance)
+        opened.seek(instance.header.data_offset)
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def reject(delivery: Delivery, file: ResultFile, code: str, message: str, uid: str | None = None) -> None:  # fmt: skip
@@ -120,7 +142,7 @@ def _readable(delivery: Delivery) -> Iterator[Instance]:
         try:
             with delivery.open(file) as opened:
                 now = _stamp(opened)
-                header = read_header(partial(os.pread, opened.fileno()), now[0], file.uri)
+                header, digest = _read(opened.fileno(), now[0], file.uri)
         except (FileRejected, OSError) as error:
             unread(delivery, file, error)
         except NotForReceivers as error:
@@ -133,7 +155,16 @@ def _readable(delivery: Delivery) -> Iterator[Instance]:
             reject(delivery, file, error.code, str(error))
         else:
             if _says_the_same(delivery, file, header):
-                yield Instance(file, header, now)
+                yield Instance(file, header, now, digest)
+
+
+def _read(descriptor: int, size: int, uri: str) -> tuple[Header, str | None]:
+    """Return a file's header and, if all of the file was read for it, the digest of its data set."""
+    if size > WINDOW:
+        return read_header(partial(os.pread, descriptor), size, uri), None
+    data = os.pread(descriptor, size, 0)
+    header = read_header(lambda count, offset: data[offset : offset + count], len(data), uri)
+    return header, hashlib.sha256(memoryview(data)[header.data_offset :]).hexdigest()
 
 
 def _says_the_same(delivery: Delivery, file: ResultFile, header: Header) -> bool:
@@ -202,9 +233,7 @@ def _of_one_content(delivery: Delivery, alike: list[Instance]) -> Iterator[Insta
     contents = {}
     for instance in alike:
         try:
-            with delivery.open(instance.file) as opened:
-                check_unchanged(opened, instance)
-                contents[instance] = instance.context, data_set_digest(opened, instance.header)
+            contents[instance] = instance.context, data_set_digest(delivery, instance)
         except (FileRejected, OSError) as error:
             unread(delivery, instance.file, error)
     uid = alike[0].header.sop_instance_uid
@@ -236,9 +265,8 @@ def _of_one_content(delivery: Delivery, alike: list[Instance]) -> Iterator[Insta
 
 def _place(instance: Instance) -> tuple[int, str, int, str, int, str]:
     header = instance.header
-    group = next((place for prefix, place in _LATER if header.sop_class_uid.startswith(prefix)), 0)
     return (
-        group,
+        instance.stage,
         header.study_instance_uid,
         _last_if_none(header.series_number),
         header.series_instance_uid,
