@@ -2,12 +2,14 @@
 
 ``receiver(script, script, …)``
     Starts a ``ScriptedReceiver`` that plays the first script with the first connection it takes, and so on; the last
-    script is played again for every further one. A script is a function that takes a ``Conversation``.
+    script is played again for every further one. Connections are served side by side. A script is a function that
+    takes a ``Conversation``.
 """
 
 import contextlib
 import io
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -54,7 +56,7 @@ class Conversation:
         while len(data) < count:
             try:
                 piece = self.socket.recv(min(count - len(data), 1 << 20))
-            except ConnectionError as cause:
+            except (ConnectionError, ssl.SSLError) as cause:
                 raise PeerGone from cause
             if not piece:
                 raise PeerGone
@@ -223,7 +225,7 @@ class Conversation:
 
     def wait_for_end(self) -> None:
         """Read until the peer is gone."""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             while self.socket.recv(1 << 20):
                 pass
 
@@ -241,11 +243,13 @@ class ScriptedReceiver:
         connections: How many it has taken.
     """
 
-    def __init__(self, scripts: tuple[Script, ...], host: str) -> None:
+    def __init__(self, scripts: tuple[Script, ...], host: str, tls: ssl.SSLContext | None) -> None:
         self.host = host
         self.stored: list[tuple[str, bytes]] = []
         self.connections = 0
         self._scripts = scripts
+        self._tls = tls
+        self._played: list[threading.Thread] = []
         self._errors: list[BaseException] = []
         self._listening = socket.create_server(
             (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -264,13 +268,25 @@ class ScriptedReceiver:
                 continue
             script = self._scripts[min(self.connections, len(self._scripts) - 1)]
             self.connections += 1
-            with connection:
+            self._played.append(threading.Thread(target=self._play, args=(script, connection)))
+            self._played[-1].start()
+
+    def _play(self, script: Script, connection: socket.socket) -> None:
+        try:
+            if self._tls is not None:
+                connection.settimeout(LIMIT)
                 try:
-                    script(Conversation(connection, self.stored))
-                except PeerGone:
-                    pass  # how an association ends
-                except BaseException as error:  # noqa: BLE001  (told by stop, in the test's own thread)
-                    self._errors.append(error)
+                    connection = self._tls.wrap_socket(connection, server_side=True)
+                except OSError:  # what is tested; the peer says how it sees it
+                    return
+            with connection:
+                script(Conversation(connection, self.stored))
+        except PeerGone:
+            pass  # how an association ends
+        except BaseException as error:  # noqa: BLE001  (told by stop, in the test's own thread)
+            self._errors.append(error)
+        finally:
+            connection.close()
 
     def stored_uids(self) -> list[str]:
         """Return the SOP Instance UIDs in the order in which they came."""
@@ -281,15 +297,19 @@ class ScriptedReceiver:
         self._ended.set()
         self._thread.join(LIMIT)
         self._listening.close()
-        assert not self._thread.is_alive(), "a script did not end"
+        for thread in self._played:
+            thread.join(LIMIT)
+            assert not thread.is_alive(), "a script did not end"
         for error in self._errors:
             raise error
 
 
 class ReceiverStarter(Protocol):
-    """``receiver(script, …, host="::1")`` starts one."""
+    """``receiver(script, …, host="::1", tls=context)`` starts one."""
 
-    def __call__(self, *scripts: Script, host: str = "127.0.0.1") -> ScriptedReceiver: ...
+    def __call__(
+        self, *scripts: Script, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> ScriptedReceiver: ...
 
 
 @pytest.fixture
@@ -297,8 +317,10 @@ def receiver() -> Iterator[ReceiverStarter]:
     """Give a function that starts scripted receivers for the time of the test."""
     with contextlib.ExitStack() as running:
 
-        def start(*scripts: Script, host: str = "127.0.0.1") -> ScriptedReceiver:
-            made = ScriptedReceiver(scripts, host)
+        def start(
+            *scripts: Script, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+        ) -> ScriptedReceiver:
+            made = ScriptedReceiver(scripts, host, tls)
             running.callback(made.stop)
             return made
 

@@ -115,6 +115,8 @@ class AssociationSettings:
         release: For the answer to a release.
         max_pdu: Bytes of a P-DATA-TF that are taken, and that are sent where the receiver has no limit.
         pause: Before an instance that broke an association is sent again.
+        idle: For which an association is kept open that no task uses; 0: none is.
+        task: For all instances of a task; what is left then is sent in another attempt.
     """
 
     connect: float = 10
@@ -123,6 +125,8 @@ class AssociationSettings:
     release: float = 5
     max_pdu: int = 131_072
     pause: float = 1
+    idle: float = 1
+    task: float = 21_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +244,7 @@ class Association:
         self._peer = peer
         self._settings = settings
         self._clock = clock
+        self._negotiated = False
         self._message_id = 0
         self._ids = {context: 2 * index + 1 for index, context in enumerate(contexts)}
         self._accepted: dict[Context, int] = {}
@@ -330,6 +335,7 @@ class Association:
             accepted, limit, self.identified = _read_accept(body)
         except (struct.error, IndexError, UnicodeDecodeError) as cause:
             self._violation("an A-ASSOCIATE-AC that can't be read", cause)
+        self._negotiated = True
         self.send_limit = min(limit or self._settings.max_pdu, self._settings.max_pdu)
         if self.send_limit <= _PDV_OVERHEAD + 1:
             self._violation(f"a maximum length of {limit} bytes, in which nothing can be sent")
@@ -574,8 +580,13 @@ class Association:
 
     def _lost(self, cause: OSError) -> NoReturn:
         self._connection.close()
-        if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
             words = refusal(cause)
+        elif self._peer.tls is not None and not self._negotiated:  # its alert may have been lost
+            words = (
+                "the receiver closed it; one that wants a certificate of ours (tls.certificate), or does not take "
+                "the one that it was shown, may do so"
+            )
         else:
             words = (cause.strerror or str(cause)).lower()
         raise AssociationAborted(f"the connection to {self._peer} broke: {words}") from cause

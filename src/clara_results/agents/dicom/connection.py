@@ -124,6 +124,7 @@ class PduConnection:
         """
         if self._socket is None:
             raise DestinationUnavailable(f"no TLS with {host}: there is no connection")
+        self._transport = None
         name = host.rstrip(".")
         try:
             secured = context.wrap_socket(
