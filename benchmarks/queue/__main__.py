@@ -175,7 +175,7 @@ def _on_postgres(
 def _limited(url: str) -> Target:
     """Set a destination up, whose limit claims must keep; return the target whose tasks name it."""
     limited = Destination(
-        name="receiver", ae_title="RECEIVER", host="127.0.0.1", port=104, max_tasks=1000
+        name="receiver", ae_title="RECEIVER", host="127.0.0.1", port=104, max_associations=1000
     )
     ResultsClient(url).add_destination(limited)
     return Target("http", (url,), limited.name)

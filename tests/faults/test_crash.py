@@ -260,7 +260,7 @@ def run(
     settings = {"database": url, "payloads": payloads, "max_retries": 1000, "retry_delay": 0.2, "retry_delay_max": 1}  # fmt: skip
     flow = Flow([service(**settings) for _ in range(replicas)], files)
     flow.services[0].client.add_destination(
-        Destination(name="Receiver", ae_title="RECEIVER", host="127.0.0.1", port=receiver.port, max_tasks=20)
+        Destination(name="Receiver", ae_title="RECEIVER", host="127.0.0.1", port=receiver.port, max_associations=20)
     )  # fmt: skip
     agents = [
         agent(flow.services[n % replicas], payloads=payloads, lease=LEASE) for n in range(AGENTS)

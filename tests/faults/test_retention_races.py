@@ -16,6 +16,7 @@ from clara_results.domain.transitions import RetryPolicy
 from clara_results.errors import ClaraResultsError, Gone, NotFound, Refused, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service.pruner import Pruner
+from clara_results.service.custody import Custody
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Checked, Registrar
 from clara_results.service.retention import Retention, Rules
@@ -43,9 +44,13 @@ class Site:
         self.files = FolderStore(root)
         self.retention = Retention(clock, self.files, RULES)
         policy = RetryPolicy(
-            timedelta(seconds=1), timedelta(seconds=1), timedelta(days=3), lambda: 0.5
+            timedelta(seconds=1),
+            timedelta(seconds=1),
+            timedelta(days=3),
+            timedelta(days=1),
+            lambda: 0.5,
         )
-        self.queue = Queue(clock, policy, self.retention)
+        self.queue = Queue(clock, policy, self.retention, Custody(clock, patient_columns=True))
         self.registrar = Registrar(self.queue, self.retention, clock, 0)
         self.database = open_database(url)
 

@@ -142,7 +142,7 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
     made = {scope: make_token(scope, name=re.sub(r"\W", "-", scope) + "1") for scope in SCOPES}
     places = {
         "agent": "ClaraSCU", "task_id": task.task_id, "job_id": "job", "payload_id": "pay",
-        "uri": "op/a.dcm", "name": "nowhere",
+        "uri": "op/a.dcm", "name": "nowhere", "transaction_uid": "2.25.1",
     }  # fmt: skip
     for (method, route), rule in RULES.items():
         path = re.sub(r"\{(\w+)(:path)?\}", lambda found: places[found[1]], route)

@@ -335,6 +335,6 @@ def test_health_tells_how_work_stands(local: "LocalService") -> None:
     succeed(local)
     status = local.call("GET", "/health/status").json
     assert status["tasks"] == {
-        "Pending": 1, "InProgress": 0, "Succeeded": 1, "Failed": 0, "Canceled": 0,
+        "Pending": 1, "InProgress": 0, "AwaitingCommitment": 0, "Succeeded": 1, "Failed": 0, "Canceled": 0,
     }  # fmt: skip
     assert status["version"]

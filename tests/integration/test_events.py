@@ -274,7 +274,7 @@ def add_events(connection: sa.Connection, count: int, job: str = "j") -> None:
             task_id=f"{job}-{registration[0]}", registration_id=registration[0], element=0, agent="a",
             job_id=job, pipeline_id="p", payload_id="pay", destination="", state=State.PENDING, priority=0,
             turn=1, retries=0, max_retries=0, attempt=0, created_at=moment, updated_at=moment,
-            due_at=moment + timedelta(days=40_000), waits=True, unavailable_times=0, files_pending=1, files_delivered=0, files_skipped=0,
+            due_at=moment + timedelta(days=40_000), waits=True, unavailable_times=0, associations=0, files_pending=1, files_awaiting=0, files_delivered=0, files_skipped=0,
             files_retry=0, files_rejected=0,
         )
     ).inserted_primary_key  # fmt: skip

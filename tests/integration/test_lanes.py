@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 NO_LIMIT = 1000
 
 
-def add(local: "LocalService", name: str, max_tasks: int = 2) -> None:
-    body = Destination(name=name, ae_title=name, host="127.0.0.1", port=104, max_tasks=max_tasks)
+def add(local: "LocalService", name: str, max_associations: int = 2) -> None:
+    body = Destination(
+        name=name, ae_title=name, host="127.0.0.1", port=104, max_associations=max_associations
+    )
     local.client.add_destination(body)
 
 
@@ -43,7 +45,7 @@ def succeed(local: "LocalService", task: Task) -> Task:
 
 
 def test_no_more_tasks_are_in_progress_than_a_destination_takes(local: "LocalService") -> None:
-    add(local, "Small", max_tasks=2)
+    add(local, "Small", max_associations=2)
     register(local, "small", 3)
     claimed = local.client.claim("clarascu", size=10)
     assert len(claimed) == 2
@@ -53,7 +55,7 @@ def test_no_more_tasks_are_in_progress_than_a_destination_takes(local: "LocalSer
 
 
 def test_a_place_that_is_given_back_is_free_again(local: "LocalService") -> None:
-    add(local, "Small", max_tasks=1)
+    add(local, "Small", max_associations=1)
     register(local, "Small", 2)
     first = local.claim()
     assert local.client.claim("clarascu") == []
@@ -62,8 +64,8 @@ def test_a_place_that_is_given_back_is_free_again(local: "LocalService") -> None
 
 
 def test_a_full_destination_does_not_hold_up_another(local: "LocalService") -> None:
-    add(local, "Slow", max_tasks=1)
-    add(local, "Quick", max_tasks=1)
+    add(local, "Slow", max_associations=1)
+    add(local, "Quick", max_associations=1)
     register(local, "Slow", 5, priority=50)
     (quick,) = register(local, "Quick")
     claimed = local.client.claim("clarascu", size=10)
@@ -104,7 +106,7 @@ def test_what_is_in_progress_when_a_destination_is_paused_goes_on(local: "LocalS
 def test_a_destination_that_could_not_be_reached_gets_one_probe_at_a_time(
     local: "LocalService",
 ) -> None:
-    add(local, "Away", max_tasks=NO_LIMIT)
+    add(local, "Away", max_associations=NO_LIMIT)
     register(local, "Away", 10)
     unavailable(local, local.claim())
     view = local.client.destination("away")
@@ -120,7 +122,7 @@ def test_a_destination_that_could_not_be_reached_gets_one_probe_at_a_time(
 
 
 def test_all_that_waits_goes_out_once_a_probe_was_answered(local: "LocalService") -> None:
-    add(local, "Away", max_tasks=NO_LIMIT)
+    add(local, "Away", max_associations=NO_LIMIT)
     register(local, "Away", 10)
     first, second = local.client.claim("clarascu", size=2)
     unavailable(local, first)
@@ -137,7 +139,7 @@ def test_all_that_waits_goes_out_once_a_probe_was_answered(local: "LocalService"
 def test_a_success_that_lists_no_files_shows_that_the_destination_is_up(
     local: "LocalService",
 ) -> None:
-    add(local, "Pacs", max_tasks=5)
+    add(local, "Pacs", max_associations=5)
     register(local, "Pacs", 4)
     unavailable(local, local.claim())
     local.clock.advance(61)
@@ -147,7 +149,7 @@ def test_a_success_that_lists_no_files_shows_that_the_destination_is_up(
 
 
 def test_peek_shows_what_a_claim_would_give_and_changes_nothing(local: "LocalService") -> None:
-    add(local, "Pacs", max_tasks=1)
+    add(local, "Pacs", max_associations=1)
     (first, _second) = register(local, "Pacs", 2)
     for _ in range(2):
         shown = local.call("GET", "/api/tasks/clarascu/pending?size=10&peek=true").json
@@ -239,7 +241,7 @@ def _give_up(local: "LocalService") -> int:
 
 
 def test_a_waiting_claim_gets_the_place_that_becomes_free(local: "LocalService") -> None:
-    add(local, "Small", max_tasks=1)
+    add(local, "Small", max_associations=1)
     register(local, "Small", 2)
     first = local.claim()
     found: list[Task] = []

@@ -58,7 +58,9 @@ def fresh(local: "LocalService") -> dict[tuple[str, ...], float]:
 @pytest.fixture
 def orthanc_known(local: "LocalService") -> None:
     """Set up a destination, and wait until the service's metrics know its name."""
-    body = Destination(name="Orthanc", ae_title="ORTHANC", host="127.0.0.1", port=104, max_tasks=9)
+    body = Destination(
+        name="Orthanc", ae_title="ORTHANC", host="127.0.0.1", port=104, max_associations=9
+    )
     local.client.add_destination(body)
     eventually(
         lambda: ("clara_results_destination_down", "Orthanc") in fresh(local), "the name is known"
@@ -308,7 +310,7 @@ def _fill(connection: sa.Connection, count: int) -> None:
         "pipeline_id": "'p'", "payload_id": "'q'", "destination": "'d' || CAST(mod(n / 1000, 20) AS INTEGER)", "state": state,
         "priority": "0", "turn": "n", "retries": "0", "max_retries": "0", "attempt": "0", "created_at": "n",
         "updated_at": "n", "due_at": "CASE mod(n, 1000) WHEN 0 THEN n END", "waits": "false", "unavailable_times": "0",
-        "files_pending": "0", "files_delivered": "1", "files_skipped": "0", "files_retry": "0", "files_rejected": "0",
+        "associations": "0", "files_pending": "0", "files_awaiting": "0", "files_delivered": "1", "files_skipped": "0", "files_retry": "0", "files_rejected": "0",
     }  # fmt: skip
     assert set(columns) <= set(tasks.columns.keys())
     connection.exec_driver_sql(

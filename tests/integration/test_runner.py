@@ -31,6 +31,14 @@ class Scripted:
         self._script = script
         self.raised: list[BaseException] = []
 
+    idle_seconds = 0.0
+
+    def idle(self, task: Task) -> int:  # noqa: ARG002
+        return 0
+
+    def close(self) -> None:
+        pass
+
     def deliver(self, delivery: Delivery) -> None:
         try:
             self._script(delivery)

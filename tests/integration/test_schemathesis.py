@@ -62,7 +62,7 @@ def fill(served: "Service") -> list[str]:
     client = served.client
     for name in ("Receiver", "Paused"):
         client.add_destination(
-            Destination(name=name, ae_title="X", host="127.0.0.1", port=1, max_tasks=100)
+            Destination(name=name, ae_title="X", host="127.0.0.1", port=1, max_associations=100)
         )
     client.pause_destination("Paused")
     for uri in ("op/a.dcm", "op/b.dcm"):

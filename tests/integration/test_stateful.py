@@ -532,7 +532,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     @staticmethod
     def destination(name: str, limit: int) -> Json:
-        return {"name": name.upper(), "aeTitle": "X", "host": "h", "port": 104, "maxTasks": limit}
+        return {
+            "name": name.upper(),
+            "aeTitle": "X",
+            "host": "h",
+            "port": 104,
+            "maxAssociations": limit,
+        }
 
     def reporting(self, what: Json, task_id: str | None = None) -> Call | None:
         if task_id is None:

@@ -86,7 +86,9 @@ def grown(start: "ServiceStarter", url: str, tasks: int) -> "Service":
     for number in range(DESTINATIONS):
         name = f"destination-{number}"
         service.client.add_destination(
-            Destination(name=name, ae_title="RECEIVER", host="127.0.0.1", port=104, max_tasks=100)
+            Destination(
+                name=name, ae_title="RECEIVER", host="127.0.0.1", port=104, max_associations=100
+            )
         )
     names = [f"destination-{number}" for number in range(DESTINATIONS)]
     registered = service.client.register(

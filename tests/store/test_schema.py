@@ -134,12 +134,12 @@ TASK: dict[str, Any] = {
     "id": 1, "task_id": "t", "registration_id": 1, "element": 0, "agent": "a", "job_id": "j",
     "pipeline_id": "p", "payload_id": "y", "destination": "", "state": State.PENDING, "priority": 0,
     "turn": 1, "retries": 0, "max_retries": 3, "attempt": 0, "created_at": NOW, "updated_at": NOW,
-    "due_at": NOW, "waits": False, "unavailable_times": 0,
+    "due_at": NOW, "waits": False, "unavailable_times": 0, "associations": 0,
     **{f"files_{outcome}": 0 for outcome in Outcome},
 }  # fmt: skip
 RUNNING = {
     "state": State.IN_PROGRESS, "due_at": None, "lease_token": "x", "lease_seconds": 60,
-    "lease_expires_at": NOW, "attempt": 1,
+    "lease_expires_at": NOW, "attempt": 1, "associations": 1,
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "registrations": REGISTRATION,
@@ -148,8 +148,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "attempts": {"task": 1, "attempt": 1, "lease_token": "x", "claimed_at": NOW},
     "history": {"task": 1, "at": NOW, "event": "registered", "state": State.PENDING},
     "destinations": {
-        "name_key": "d", "name": "D", "kind": "dicom", "ae_title": "D", "host": "h", "port": 104,
-        "max_tasks": 2, "updated_at": NOW,
+        "name_key": "d", "name": "D", "kind": "dicom", "settings": "{}",
+        "max_associations": 2, "updated_at": NOW,
     },
 }  # fmt: skip
 FINISHED: dict[str, Any] = {"due_at": None, "files_delivered": 1}
@@ -165,13 +165,18 @@ ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_token": None}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_seconds": None}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"lease_expires_at": None}),
+    ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"associations": 0}),
+    ("tasks", "ck_tasks_lease_while_in_progress", {"associations": 1}),
+    ("tasks", "ck_tasks_commitment_while_awaited", {"commit_at": NOW, "commit_by": NOW}),
+    ("tasks", "ck_tasks_commitment_while_awaited", {"state": State.AWAITING_COMMITMENT, "due_at": None}),
     ("tasks", "ck_tasks_lease_while_in_progress", {"lease_token": "x"}),
     ("tasks", "ck_tasks_lease_while_in_progress", {"lease_expires_at": NOW}),
     ("tasks", "ck_tasks_lease_while_in_progress", RUNNING | {"state": State.FAILED}),
     *[
         ("tasks", "ck_tasks_succeeded_is_delivered", {"state": State.SUCCEEDED} | FINISHED | wrong)
         for wrong in (
-            {"files_delivered": 0}, {"files_pending": 1}, {"files_retry": 1}, {"files_rejected": 1},
+            {"files_delivered": 0}, {"files_pending": 1}, {"files_awaiting": 1}, {"files_retry": 1},
+            {"files_rejected": 1},
         )
     ],
     ("files", "ck_files_outcome", {"outcome": "lost"}),
@@ -179,10 +184,8 @@ ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("attempts", "ck_attempts_ended_with_result", {"result": "failed"}),
     ("history", "ck_history_state", {"state": "Lost"}),
     ("destinations", "ck_destinations_kind", {"kind": "carrier-pigeon"}),
-    ("destinations", "ck_destinations_port", {"port": 0}),
-    ("destinations", "ck_destinations_port", {"port": 65536}),
-    ("destinations", "ck_destinations_max_tasks", {"max_tasks": 0}),
-    ("destinations", "ck_destinations_max_tasks", {"max_tasks": 1001}),
+    ("destinations", "ck_destinations_max_associations", {"max_associations": 0}),
+    ("destinations", "ck_destinations_max_associations", {"max_associations": 1001}),
     ("destinations", "ck_destinations_down_is_probed", {"down_since": NOW}),
     ("destinations", "ck_destinations_down_is_probed", {"probe_at": NOW}),
 ]  # fmt: skip

@@ -145,7 +145,7 @@ class ModelTask:
     def shown(self) -> Json:
         """Return what a listing must show of it."""
         outcomes = list(self.files.values())
-        names = ("pending", "delivered", "skipped", "retry", "rejected")
+        names = ("pending", "awaiting", "delivered", "skipped", "retry", "rejected")
         return {
             "taskId": self.task_id,
             "agent": self.agent,
@@ -168,7 +168,7 @@ class ModelTask:
 class ModelDestination:
     """A destination as it must be."""
 
-    max_tasks: int
+    max_associations: int
     paused: bool = False
     down_since: datetime | None = None
     probe_at: datetime | None = None
@@ -305,7 +305,7 @@ class Model:
         if destination.down_since is not None:
             assert destination.probe_at is not None
             return 1 if destination.probe_at <= self.now else 0
-        return destination.max_tasks - self.held(name)
+        return destination.max_associations - self.held(name)
 
     def held(self, name: str) -> int:
         """Return how many tasks for a destination are in progress."""
@@ -680,19 +680,19 @@ class Model:
 
     # Destinations
 
-    def put(self, answer: Answer, name: str, max_tasks: int) -> None:
+    def put(self, answer: Answer, name: str, max_associations: int) -> None:
         """Judge ``PUT /api/destinations/{name}``."""
         if self._set_up(answer, name):
-            self.destinations[name].max_tasks = max_tasks
+            self.destinations[name].max_associations = max_associations
             self._up(name)  # what was wrong may be mended
 
-    def added(self, answer: Answer, name: str, max_tasks: int) -> None:
+    def added(self, answer: Answer, name: str, max_associations: int) -> None:
         """Judge ``POST /api/destinations``."""
         if name in self.destinations:
             answer.expect(409, "destination-exists")
         else:
             answer.expect(201)
-            self.destinations[name] = ModelDestination(max_tasks)
+            self.destinations[name] = ModelDestination(max_associations)
 
     def removed(self, answer: Answer, name: str) -> None:
         """Judge ``DELETE /api/destinations/{name}``."""
@@ -738,7 +738,7 @@ class Model:
             destination = self.destinations[name]
             waiting = [t for t in self.tasks.values() if t.destination == name and t.state == "Pending"]  # fmt: skip
             must_be = {
-                "maxTasks": destination.max_tasks,
+                "maxAssociations": destination.max_associations,
                 "paused": destination.paused,
                 "downSince": destination.down_since,
                 "probeAt": destination.probe_at,
@@ -746,7 +746,7 @@ class Model:
                 "inProgress": self.held(name),
             }
             is_now = {
-                "maxTasks": item["maxTasks"],
+                "maxAssociations": item["maxAssociations"],
                 "paused": item["pausedAt"] is not None,
                 "downSince": moment(item["downSince"]),
                 "probeAt": moment(item["probeAt"]),

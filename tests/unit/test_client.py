@@ -160,10 +160,10 @@ def test_a_claim_asks_as_the_contract_says(client: ResultsClient, script: Script
     script.answer([claimed])
     (task,) = client.claim("ClaraSCU", size=3, wait=0.5, lease=60)
     assert (task.lease_token, task.files) == ("x", [ResultFile(uri="a")])
-    assert script.last.path == "/api/tasks/ClaraSCU/pending?size=3&wait=0.5&lease=60"
+    assert script.last.path == "/api/tasks/ClaraSCU/pending?size=3&wait=0.5&lease=60&associations=1"
     script.answer([])
     assert client.claim("a") == []
-    assert script.last.path == "/api/tasks/a/pending?size=1&wait=0.0"
+    assert script.last.path == "/api/tasks/a/pending?size=1&wait=0.0&associations=1"
 
 
 def test_reports_go_where_the_contract_says(client: ResultsClient, script: Script) -> None:
@@ -175,11 +175,14 @@ def test_reports_go_where_the_contract_says(client: ResultsClient, script: Scrip
     client.fail("t", FailureReport(retry_later=True, lease_token="x", files=files))
     assert script.last.path == "/api/tasks/failure/t"
     assert script.last.json["retryLater"] is True
-    assert script.last.json["files"] == [{"uri": "a", "outcome": "retry", "code": "A700"}]
+    assert script.last.json["files"] == [
+        {"uri": "a", "outcome": "retry", "code": "A700", "doubt": False}
+    ]
     client.release("t", Release(lease_token="x"))
     assert (script.last.method, script.last.path) == ("PUT", "/api/tasks/t/release")
-    script.answer({"leaseExpiresAt": MOMENT})
+    script.answer({"leaseExpiresAt": MOMENT, "associations": 3})
     renewed = client.renew("t", Renewal(lease_token="x", seconds=5))
+    assert renewed.associations == 3
     assert renewed.lease_expires_at == datetime(2026, 1, 2, 3, 4, 5, 6, UTC)
     assert (script.last.method, script.last.path) == ("PUT", "/api/tasks/t/lease")
 

@@ -24,6 +24,7 @@ POLICY = RetryPolicy(
     first_delay=FIRST,
     max_delay=timedelta(hours=1),
     give_up=timedelta(hours=72),
+    commitment=timedelta(hours=24),
     random=lambda: 0.5,
 )
 RUNNING = Situation(State.IN_PROGRESS, retries=1, max_retries=3, counts=Counts(pending=2))
@@ -35,7 +36,9 @@ ALLOWED = {
     Event.LEASE_EXPIRED: {State.IN_PROGRESS},
     Event.RELEASED: {State.IN_PROGRESS},
     Event.RETRIED: {State.FAILED},
-    Event.CANCELED: {State.PENDING, State.IN_PROGRESS},
+    Event.CANCELED: {State.PENDING, State.IN_PROGRESS, State.AWAITING_COMMITMENT},
+    Event.COMMITTED: {State.AWAITING_COMMITMENT},
+    Event.UNCOMMITTED: {State.AWAITING_COMMITMENT},
 }
 
 
@@ -147,12 +150,50 @@ def test_with_nothing_left_to_send_it_is_decided_however_the_attempt_ended(event
 
 def test_a_person_retries_a_failed_task_from_the_start() -> None:
     failed = Situation(
-        State.FAILED, 3, 3, Counts(delivered=1, rejected=1), NOW - timedelta(days=9), 7
+        State.FAILED, 3, 3, Counts(delivered=1, pending=1), NOW - timedelta(days=9), 7
     )
     assert decide(failed, Event.RETRIED, NOW, POLICY) == Decision(State.PENDING, 0, due_at=NOW)
 
 
-@pytest.mark.parametrize("state", [State.PENDING, State.IN_PROGRESS])
+def test_what_was_sent_awaits_the_receivers_commitment() -> None:
+    deadline = NOW + POLICY.commitment
+    awaited = Decision(State.AWAITING_COMMITMENT, 1, commit_at=NOW, commit_by=deadline)
+    assert settled(awaiting=2, rejected=1) == awaited
+    assert settled(awaiting=2, retry=1).state == State.PENDING  # what is to be sent goes first
+
+
+def committed(**counts: int) -> Decision:
+    deadline = NOW + timedelta(hours=1)
+    situation = Situation(
+        State.AWAITING_COMMITMENT, 1, 3, Counts(**counts), commit_at=NOW, commit_by=deadline
+    )
+    return decide(situation, Event.COMMITTED, NOW, POLICY)
+
+
+def test_a_commitment_ends_it_and_one_in_part_leaves_the_deadline() -> None:
+    assert committed(delivered=2).state == State.SUCCEEDED
+    assert committed(delivered=1, rejected=1).state == State.FAILED
+    assert committed(delivered=1, retry=1) == Decision(
+        State.PENDING, 2, due_at=NOW + FIRST * 2, why="files-to-retry"
+    )
+    partly = committed(delivered=1, awaiting=1)
+    assert partly.state == State.AWAITING_COMMITMENT
+    assert partly.commit_by == NOW + timedelta(hours=1)
+
+
+def test_a_receiver_that_stays_silent_makes_it_fail_and_a_retry_asks_again() -> None:
+    waiting = Situation(State.AWAITING_COMMITMENT, 1, 3, Counts(awaiting=2), commit_at=NOW, commit_by=NOW)  # fmt: skip
+    assert decide(waiting, Event.UNCOMMITTED, NOW, POLICY) == Decision(
+        State.FAILED, 1, why="commitment-timeout"
+    )
+    failed = Situation(State.FAILED, 3, 3, Counts(awaiting=2))
+    again = decide(failed, Event.RETRIED, NOW, POLICY)
+    assert (again.state, again.commit_at) == (State.AWAITING_COMMITMENT, NOW)
+    late = Situation(State.FAILED, 3, 3, Counts(delivered=2))  # it committed itself after all
+    assert decide(late, Event.RETRIED, NOW, POLICY).state == State.SUCCEEDED
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.IN_PROGRESS, State.AWAITING_COMMITMENT])
 def test_a_person_cancels_an_unfinished_task(state: State) -> None:
     decision = decide(replace(RUNNING, state=state), Event.CANCELED, NOW, POLICY)
     assert decision == Decision(State.CANCELED, 1)
@@ -188,7 +229,7 @@ situations = st.builds(
     st.sampled_from(State),
     small,
     small,
-    st.builds(Counts, small, small, small, small, small),
+    st.builds(Counts, small, small, small, small, small, small),
     st.none() | st.floats(0, 100),
     st.integers(0, 10_000),
 )
@@ -197,6 +238,7 @@ policies = st.builds(
     first_delay=st.timedeltas(timedelta(0), timedelta(hours=1)),
     max_delay=st.timedeltas(timedelta(hours=1), timedelta(days=1)),
     give_up=st.timedeltas(timedelta(0), timedelta(days=3)),
+    commitment=st.timedeltas(timedelta(0), timedelta(days=3)),
     random=st.floats(0, 1, exclude_max=True).map(lambda value: lambda: value),
 )
 
@@ -212,7 +254,7 @@ def test_whatever_happens_the_promise_is_kept(
         assert situation.state not in ALLOWED[event]
         return
     except FilesUnaccounted:
-        assert event == Event.SETTLED
+        assert event in {Event.SETTLED, Event.COMMITTED}
         assert counts.pending
         return
     assert 0 <= decision.retries <= situation.max_retries
@@ -221,7 +263,9 @@ def test_whatever_happens_the_promise_is_kept(
     assert decision.due_at is None or decision.due_at >= NOW
     if decision.state == State.SUCCEEDED:
         assert counts.delivered
-        assert not counts.pending + counts.retry + counts.rejected
+        assert not counts.pending + counts.awaiting + counts.retry + counts.rejected
+    awaited = decision.state == State.AWAITING_COMMITMENT
+    assert (decision.commit_at is not None) == (decision.commit_by is not None) == awaited
     if decision.state == State.FAILED:
         assert decision.why is not None
     if event == Event.UNAVAILABLE and decision.state == State.PENDING:

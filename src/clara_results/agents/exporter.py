@@ -4,10 +4,13 @@ The runner claims a task, wraps it in a Delivery and calls ``Exporter.deliver``.
 every file of ``delivery.task.files``; what becomes of the task is decided by the service alone.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
+from clara_results.domain.receivers import Clearance
 from clara_results.errors import ClaraResultsError
+from clara_results.wire.instances import Announced
 from clara_results.wire.tasks import FileOutcome, ResultFile, Task
 
 
@@ -42,6 +45,31 @@ class Delivery(Protocol):
         """
         ...
 
+    @property
+    def associations(self) -> int:
+        """Return how many associations or connections may be open for the task at this moment, at least one.
+
+        It changes as the service shares a destination's among tasks and agents: look before each file, and close
+        what is too many.
+        """
+        ...
+
+    def uses(self, associations: int) -> None:
+        """Say how many are open for the task, each time that changes: before one is opened, after one is closed."""
+        ...
+
+    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+        """Note with the service, before any of them goes out, which DICOM instances are to be sent.
+
+        Returns:
+            For each one's URI whether it may go out.
+
+        Raises:
+            LeaseLost: Another agent may have the task: send nothing more.
+            Stopping: The agent was asked to end: send nothing more.
+        """
+        ...
+
     def told(self, outcome: FileOutcome, size: int = 0) -> None:
         """Note what became of a file; it is reported within a second.
 
@@ -63,6 +91,19 @@ class Delivery(Protocol):
 
 class Exporter(Protocol):
     """Delivers tasks of one kind."""
+
+    @property
+    def idle_seconds(self) -> float:
+        """Return for how long it keeps an association open that no task of its uses."""
+        ...
+
+    def idle(self, task: Task) -> int:
+        """Return how many associations it keeps open to a task's destination, and no task of its uses."""
+        ...
+
+    def close(self) -> None:
+        """End what is kept open; nothing is delivered any more."""
+        ...
 
     def deliver(self, delivery: Delivery) -> None:
         """Deliver a task and tell an outcome for each of its files.

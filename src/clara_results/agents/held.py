@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +11,7 @@ from typing import BinaryIO
 from clara_results.agents.exporter import FileRejected
 from clara_results.client import ResultsClient
 from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import Clearance
 from clara_results.errors import (
     ClaraResultsError,
     LeaseLost,
@@ -20,6 +21,7 @@ from clara_results.errors import (
 )
 from clara_results.payloads import FolderStore
 from clara_results.payloads.folder import stored_file
+from clara_results.wire.instances import Announced, Announcement
 from clara_results.wire.tasks import FileOutcome, Progress, Renewal, ResultFile, Task
 
 REPORT_EVERY = 0.5
@@ -72,6 +74,8 @@ class HeldTask:
         self._ended = False
         self._told: dict[str, FileOutcome] = {}
         self._bytes = 0
+        self._allowed = task.associations or 1
+        self._open = self._reported = self._allowed
         self._checked: set[str] = set()
         self._fetching = threading.Lock()
         self._fetched: dict[str, Path] = {}
@@ -101,6 +105,33 @@ class HeldTask:
                     raise FileRejected("its SHA-256 is not the one that was registered")
                 self._checked.add(file.uri)
             yield opened
+
+    @property
+    def associations(self) -> int:
+        """Return how many associations may be open for the task at this moment."""
+        return self._allowed
+
+    def uses(self, associations: int) -> None:
+        """Say how many associations are open for the task; it is told with the next renewal."""
+        with self._changed:
+            self._open = associations
+            self._changed.notify_all()
+
+    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+        """Note with the service which instances are to be sent; see ``Delivery``."""
+        body = Announcement(lease_token=self._token, instances=list(instances))
+        while True:
+            self.checkpoint()
+            try:
+                answer = self._client.announce(self._task.task_id, body)
+            except ServiceUnavailable as error:
+                _log.warning("task %s: instances can't be announced: %s", self._task.task_id, error)
+                self._stop.wait(PAUSE_AFTER_FAILURE)
+            except LeaseLost:
+                self._lose()
+                raise
+            else:
+                return {item.uri: item.clearance for item in answer.items}
 
     def told(self, outcome: FileOutcome, size: int = 0) -> None:
         """Note what became of a file; it is reported within a second."""
@@ -165,8 +196,9 @@ class HeldTask:
                     return
                 outcomes = dict(self._unreported)
                 progress = Progress(files_delivered=len(self._told), bytes_delivered=self._bytes)
+                using = self._open
                 asked = self._clock.monotonic()
-            if self._renew(outcomes, progress, asked):
+            if self._renew(outcomes, progress, using, asked):
                 renew_at = asked + self._lease / 3
             elif not self._lost:
                 with self._changed:
@@ -175,29 +207,39 @@ class HeldTask:
     def _wait_for(self, renew_at: float) -> float:
         """Return the seconds until the next renewal has to go out."""
         at = renew_at if self._oldest is None else min(renew_at, self._oldest + REPORT_EVERY)
+        if self._open <= self._allowed < self._reported:
+            return 0.0  # others wait for what was closed
         return at - self._clock.monotonic()
 
-    def _renew(self, outcomes: dict[str, FileOutcome], progress: Progress, asked: float) -> bool:
+    def _lose(self) -> None:
+        with self._changed:
+            self._lost = self._ended = True
+            self._changed.notify_all()
+
+    def _renew(
+        self, outcomes: dict[str, FileOutcome], progress: Progress, using: int, asked: float
+    ) -> bool:
         renewal = Renewal(
             lease_token=self._token,
             seconds=self._lease,
             files=list(outcomes.values()) or None,
             progress=progress,
+            associations=using,
         )
         try:
-            self._client.renew(self._task.task_id, renewal)
+            renewed = self._client.renew(self._task.task_id, renewal)
         except ServiceUnavailable as error:
             _log.warning("task %s: the lease can't be renewed: %s", self._task.task_id, error)
             return False
         except ClaraResultsError as error:
             # Lost, or refused in a way that no second try would change: the task is not ours any more.
             _log.warning("task %s: %s", self._task.task_id, error)
-            with self._changed:
-                self._lost = self._ended = True
-                self._changed.notify_all()
+            self._lose()
             return False
         with self._changed:
             self._held_until = asked + self._lease
+            self._allowed = renewed.associations
+            self._reported = using
             for uri, outcome in outcomes.items():
                 if self._unreported.get(uri) is outcome:
                     del self._unreported[uri]

@@ -23,11 +23,13 @@ from clara_results.errors import (
     Stopping,
 )
 from clara_results.payloads import FolderStore
-from clara_results.wire.tasks import FailureReport, FileOutcome, Release, SuccessReport, Task
+from clara_results.wire.tasks import FailureReport, FileOutcome, Idle, Release, SuccessReport, Task
 
 WAIT = 2.0
 """Seconds that a claim waits at the service for a task; work is given back only after the last claim's answer, or
 that claim would take it up again."""
+WANTED = 100
+"""Associations that a claim asks for; the service gives what the destination has free and the task's files can use."""
 PAUSE = (0.5, 5.0)
 """Seconds between tries while the service is away: the first, and the longest."""
 GRACE = 8.0
@@ -100,7 +102,9 @@ class Runner:
             if not self._free.acquire(timeout=0.2):
                 continue
             try:
-                claimed = self._client.claim(self._agent, size=1, wait=WAIT, lease=self._lease)
+                claimed = self._client.claim(
+                    self._agent, size=1, wait=WAIT, lease=self._lease, associations=WANTED
+                )
             except ServiceUnavailable as error:
                 _log.warning("%s; trying again", error)
                 claimed = []
@@ -181,7 +185,9 @@ class Runner:
             release = Release(lease_token=token or "", files=files)
             ended = self._insist(lambda: self._client.release(task.task_id, release))
         elif fault is None and not failed:
-            success = SuccessReport(lease_token=token, files=files)
+            kept = self._exporter.idle(task)
+            idle = Idle(associations=kept, seconds=self._exporter.idle_seconds) if kept else None
+            success = SuccessReport(lease_token=token, files=files, idle=idle)
             ended = self._insist(lambda: self._client.succeed(task.task_id, success))
         else:
             failure = FailureReport(
@@ -223,6 +229,7 @@ class Runner:
         for held, thread in running.items():
             if thread.is_alive():
                 self._give_back(held)
+        self._exporter.close()
 
     def _last_claim_answered(self) -> None:
         if self._stop.is_set():

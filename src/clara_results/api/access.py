@@ -61,6 +61,11 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("PUT", "/api/tasks/failure/{task_id}"): REPORT,
     ("PUT", "/api/tasks/{task_id}/lease"): REPORT,
     ("PUT", "/api/tasks/{task_id}/release"): REPORT,
+    ("PUT", "/api/tasks/{task_id}/instances"): REPORT,
+    ("POST", "/api/commitments/{agent}/due"): CLAIM,
+    # Any agent may hear of a transaction, whose UID can't be guessed.
+    ("PUT", "/api/commitments/{transaction_uid}"): Rule(agent=As.ANY),
+    ("PUT", "/api/commitments/{transaction_uid}/failure"): Rule(agent=As.ANY),
     ("GET", "/api/tasks"): READ,
     # Who registered a task was given its id, which can't be guessed, and may wait for its end.
     ("GET", "/api/tasks/{task_id}"): Rule(("read", "register")),
@@ -145,6 +150,13 @@ async def may_go_on(request: Request) -> bool:
     except AccessDenied:
         return False
     return True
+
+
+async def allows(request: Request, scope: str) -> bool:
+    """Tell whether who makes a call has a scope."""
+    engine: Engine = request.app.state.engine
+    address = request.client.host if request.client else None
+    return (await engine.access.caller(_bearer(request), address)).scopes.allow(scope)
 
 
 def _rule(method: str, path: str) -> Rule:

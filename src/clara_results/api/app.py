@@ -14,12 +14,20 @@ from clara_results import __version__
 from clara_results.api import access, problems
 from clara_results.api.access import GuardedRoute
 from clara_results.api.calls import Calls
-from clara_results.api.routes import destinations, events, health, metrics, payloads, tasks
+from clara_results.api.routes import (
+    commitments,
+    destinations,
+    events,
+    health,
+    metrics,
+    payloads,
+    tasks,
+)
 from clara_results.service.engine import Engine
 from clara_results.wire.destinations import Destination, TestResult
 
 DOCS_ASSETS = "/docs/assets"
-_PARTS = (tasks, payloads, destinations, events, metrics, health)
+_PARTS = (tasks, commitments, payloads, destinations, events, metrics, health)
 
 
 class _App(FastAPI):

@@ -32,6 +32,14 @@ from clara_results.wire.destinations import (
     DestinationView,
     TestResult,
 )
+from clara_results.wire.instances import (
+    Announcement,
+    Clearances,
+    CommitmentFailure,
+    CommitmentRequest,
+    CommitmentRequests,
+    CommitmentResult,
+)
 from clara_results.wire.payloads import Payload
 from clara_results.wire.tasks import (
     Changed,
@@ -124,7 +132,13 @@ class ResultsClient:
         return self._call(Registered, "POST", "/api/tasks", body, headers=headers)
 
     def claim(
-        self, agent: str, *, size: int = 1, wait: float = 0.0, lease: int | None = None
+        self,
+        agent: str,
+        *,
+        size: int = 1,
+        wait: float = 0.0,
+        lease: int | None = None,
+        associations: int = 1,
     ) -> list[Task]:
         """Claim up to ``size`` due tasks; ``wait`` seconds (at most 60) until one is due.
 
@@ -133,8 +147,9 @@ class ResultsClient:
             size: 1 to 100.
             wait: Seconds.
             lease: Seconds of the lease.
+            associations: How many a task can make use of, if its destination has them free.
         """
-        query = {"size": size, "wait": wait, "lease": lease}
+        query = {"size": size, "wait": wait, "lease": lease, "associations": associations}
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=wait + self._read_timeout)
         answer = self._send(
             "GET", f"/api/tasks/{quote(agent)}/pending", query=query, timeout=timeout
@@ -152,6 +167,10 @@ class ResultsClient:
     def renew(self, task_id: str, renewal: Renewal) -> Renewed:
         """Renew a lease and report outcomes so far; they are durable when this returns."""
         return self._call(Renewed, "PUT", f"/api/tasks/{quote(task_id)}/lease", renewal)
+
+    def announce(self, task_id: str, body: Announcement) -> Clearances:
+        """Note which instances are about to be sent; the answer says which may (``PUT …/instances``)."""
+        return self._call(Clearances, "PUT", f"/api/tasks/{quote(task_id)}/instances", body)
 
     def release(self, task_id: str, release: Release) -> Task:
         """Give a claimed task back."""
@@ -192,6 +211,21 @@ class ResultsClient:
     def job(self, job_id: str) -> Job:
         """Return a job's tasks and whether its results are delivered."""
         return self._call(Job, "GET", f"/api/jobs/{quote(job_id, safe='')}")
+
+    # Storage commitment
+
+    def commitments_due(self, agent: str, size: int = 10) -> list[CommitmentRequest]:
+        """Take up to ``size`` commitments that an agent is to ask for now; they count as asked (``POST …/due``)."""
+        path = f"/api/commitments/{quote(agent)}/due"
+        return self._call(CommitmentRequests, "POST", path, query={"size": size}).items
+
+    def committed(self, transaction_uid: str, body: CommitmentResult) -> Task:
+        """Tell what a receiver said to a commitment that it was asked for; raises NotFound if it never was."""
+        return self._call(Task, "PUT", f"/api/commitments/{quote(transaction_uid)}", body)
+
+    def commitment_failed(self, transaction_uid: str, body: CommitmentFailure) -> Task:
+        """Tell that a receiver could not be asked for a commitment."""
+        return self._call(Task, "PUT", f"/api/commitments/{quote(transaction_uid)}/failure", body)
 
     # Payloads
 

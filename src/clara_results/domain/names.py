@@ -6,6 +6,7 @@ No message repeats what was refused: it could be anything, a patient's name too.
 import ipaddress
 import re
 import unicodedata
+from urllib.parse import urlsplit
 
 from clara_results.errors import AgentNameInvalid, InvalidInput, UnsafeUri
 
@@ -17,6 +18,9 @@ NAME_RULE = (
 AE_TITLE_RULE = (
     "1 to 16 characters of the default repertoire (ASCII), no back-slash, no control character, "
     "not all spaces"
+)
+URL_RULE = (
+    "an http or https URL without user, query or fragment, such as https://pacs.example/dicom-web"
 )
 HOST_RULE = "a DNS name, an IPv4 or an IPv6 address"
 
@@ -139,3 +143,20 @@ def port(number: int) -> int:
     if not 1 <= number <= 65535:
         raise InvalidInput(f"{number} is not a TCP port: 1 to 65535", code="invalid-port")
     return number
+
+
+def http_url(url: str) -> str:
+    """Check a base URL: http or https, a host, no user, query or fragment.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError where it is no port
+    except ValueError:
+        raise InvalidInput(f"that is not {URL_RULE}", code="invalid-url") from None
+    legal = all("!" <= c <= "~" for c in url) and not {"@", "?", "#"} & set(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not legal or len(url) > URI_LIMIT:  # fmt: skip
+        raise InvalidInput(f"that is not {URL_RULE}", code="invalid-url")
+    return url

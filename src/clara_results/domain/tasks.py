@@ -12,6 +12,8 @@ class State(StrEnum):
 
     PENDING = "Pending"
     IN_PROGRESS = "InProgress"
+    AWAITING_COMMITMENT = "AwaitingCommitment"
+    """All of it was sent; the receiver has yet to commit itself to keep it. No agent holds it."""
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     CANCELED = "Canceled"
@@ -27,6 +29,8 @@ class Outcome(StrEnum):
 
     PENDING = "pending"
     """Not yet told."""
+    AWAITING = "awaiting"
+    """The receiver took it and is to commit itself to keep it."""
     DELIVERED = "delivered"
     """The receiver answered that it has it."""
     SKIPPED = "skipped"
@@ -47,6 +51,7 @@ class Counts:
     """How many files of a task have which outcome."""
 
     pending: int = 0
+    awaiting: int = 0
     delivered: int = 0
     skipped: int = 0
     retry: int = 0
@@ -55,7 +60,7 @@ class Counts:
     @property
     def total(self) -> int:
         """Return the number of files."""
-        return self.pending + self.delivered + self.skipped + self.retry + self.rejected
+        return sum(getattr(self, outcome) for outcome in Outcome)
 
 
 def new_task_id(now: datetime) -> str:

@@ -5,7 +5,7 @@ event makes of it, and writes the Decision under the state and attempt it read; 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -32,6 +32,10 @@ class Event(StrEnum):
     RETRIED = "retried"
     """A person asked for another try."""
     CANCELED = "canceled"
+    COMMITTED = "committed"
+    """The receiver said which of the instances it commits itself to keep."""
+    UNCOMMITTED = "uncommitted"
+    """The receiver has said nothing for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,14 @@ class RetryPolicy:
         first_delay: Back-off after the first failure; it doubles with each.
         max_delay: The longest back-off.
         give_up: How long a destination may stay unavailable before its task is Failed.
+        commitment: How long a receiver may take to commit itself.
         random: Source of numbers from 0 up to 1, for jitter.
     """
 
     first_delay: timedelta
     max_delay: timedelta
     give_up: timedelta
+    commitment: timedelta
     random: Callable[[], float]
 
 
@@ -62,6 +68,7 @@ class Situation:
         counts: Its files by outcome.
         unavailable_since: When its destination was first found unavailable in the present row of such finds.
         unavailable_times: How often in that row.
+        commit_at: When the receiver is to be asked to commit itself next, if it is; ``commit_by``: by when it must have.
     """
 
     state: State
@@ -70,6 +77,8 @@ class Situation:
     counts: Counts
     unavailable_since: datetime | None = None
     unavailable_times: int = 0
+    commit_at: datetime | None = None
+    commit_by: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class Decision:
         due_at: When it may be claimed, if Pending.
         unavailable_since: As in Situation.
         unavailable_times: As in Situation.
+        commit_at: As in Situation, likewise ``commit_by``; set while AwaitingCommitment.
         why: Stable code of the reason if it is Failed, or Pending again after a failure; else None.
     """
 
@@ -90,6 +100,8 @@ class Decision:
     due_at: datetime | None = None
     unavailable_since: datetime | None = None
     unavailable_times: int = 0
+    commit_at: datetime | None = None
+    commit_by: datetime | None = None
     why: str | None = None
 
 
@@ -101,7 +113,9 @@ _FROM: dict[Event, frozenset[State]] = {
     Event.LEASE_EXPIRED: frozenset({State.IN_PROGRESS}),
     Event.RELEASED: frozenset({State.IN_PROGRESS}),
     Event.RETRIED: frozenset({State.FAILED}),
-    Event.CANCELED: frozenset({State.PENDING, State.IN_PROGRESS}),
+    Event.CANCELED: frozenset({State.PENDING, State.IN_PROGRESS, State.AWAITING_COMMITMENT}),
+    Event.COMMITTED: frozenset({State.AWAITING_COMMITMENT}),
+    Event.UNCOMMITTED: frozenset({State.AWAITING_COMMITMENT}),
 }
 
 
@@ -112,7 +126,8 @@ def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) 
     """Return what an event makes of a task.
 
     Args:
-        now_is: The task as it stands; for SETTLED, UNAVAILABLE and RELEASED with the report's outcomes counted.
+        now_is: The task as it stands; for SETTLED, UNAVAILABLE, RELEASED and COMMITTED with the report's outcomes
+            counted, for RETRIED with the files open that are to be sent again.
         event: What happened.
         now: The time of day.
         policy: How failures are repeated.
@@ -159,11 +174,26 @@ def _settled(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
     if counts.retry:
         delay = backoff(now_is.retries, policy.first_delay, policy.max_delay, policy.random)
         return _again(now_is, now + delay, "files-to-retry")
+    if counts.awaiting:
+        return Decision(
+            State.AWAITING_COMMITMENT,
+            now_is.retries,
+            commit_at=now_is.commit_at or now,
+            commit_by=now_is.commit_by or now + policy.commitment,
+        )
     if counts.rejected:
         return Decision(State.FAILED, now_is.retries, why="files-rejected")
     if not counts.delivered:
         return Decision(State.FAILED, now_is.retries, why="nothing-delivered")
     return Decision(State.SUCCEEDED, now_is.retries)
+
+
+def _retried(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
+    if now_is.counts.pending + now_is.counts.retry:
+        return Decision(State.PENDING, 0, due_at=now)
+    return _settled(
+        replace(now_is, retries=0), now, policy
+    )  # all was sent; what was wanting is the receiver's commitment
 
 
 def _unavailable(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
@@ -197,6 +227,10 @@ _NEXT: dict[Event, Callable[[Situation, datetime, RetryPolicy], Decision]] = {
     ),
     Event.LEASE_EXPIRED: lambda now_is, now, _policy: _again(now_is, now, "lease-expired"),
     Event.RELEASED: _released,
-    Event.RETRIED: lambda _now_is, now, _policy: Decision(State.PENDING, 0, due_at=now),
+    Event.RETRIED: _retried,
     Event.CANCELED: lambda now_is, _now, _policy: Decision(State.CANCELED, now_is.retries),
+    Event.COMMITTED: _settled,
+    Event.UNCOMMITTED: lambda now_is, _now, _policy: Decision(
+        State.FAILED, now_is.retries, why="commitment-timeout"
+    ),
 }

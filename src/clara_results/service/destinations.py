@@ -1,12 +1,18 @@
 """Destinations and agent processes: who results go to, and who carries them."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 
-from clara_results.domain import names
+from clara_results.domain import names, statuses
 from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import AuthKind, Commit
 from clara_results.domain.tasks import State
 from clara_results.errors import (
     Conflict,
@@ -20,6 +26,7 @@ from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as task_store
 from clara_results.store.database import Transaction
 from clara_results.store.statements import Row
+from clara_results.wire.codec import camel, from_json, to_json
 from clara_results.wire.destinations import (
     AgentInstance,
     AgentPage,
@@ -29,7 +36,21 @@ from clara_results.wire.destinations import (
 )
 
 SHOWN_FOR = timedelta(days=1)
-KINDS = ("dicom",)
+DICOM, DICOMWEB = KINDS = ("dicom", "dicomweb")
+SECRET_RULE = (
+    "not the name of a file in the agent's folder of secrets: letters, digits, '.', '_', '-'"  # noqa: S105
+)
+_SECRET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", re.ASCII)
+_OF_KIND: dict[str, dict[str, Callable[[Any], object]]] = {
+    DICOM: {
+        "ae_title": names.ae_title,
+        "host": names.host,
+        "port": names.port,
+        "calling_ae_title": names.ae_title,
+    },
+    DICOMWEB: {"url": names.http_url},
+}
+"""What only destinations of one kind have, with its rules; all but the calling AE title must be there."""
 
 
 def checked(body: Destination) -> Destination:
@@ -38,36 +59,106 @@ def checked(body: Destination) -> Destination:
     Raises:
         InvalidInput: ``errors`` has each fault.
     """
-    faults = []
-    for field, check in (
-        ("name", lambda: names.destination_name(body.name)),
-        ("aeTitle", lambda: names.ae_title(body.ae_title)),
-        ("host", lambda: names.host(body.host)),
-        ("port", lambda: names.port(body.port)),
-        (
-            "callingAeTitle",
-            lambda: body.calling_ae_title is None or names.ae_title(body.calling_ae_title),
-        ),
-    ):
+    faults: list[FieldError] = []
+
+    def check(field: str, rule: Callable[[], object]) -> None:
         try:
-            check()
+            rule()
         except InvalidInput as error:
             faults.append(FieldError(field, str(error)))
-    if not 1 <= body.max_tasks <= 1000:
-        faults.append(FieldError("maxTasks", f"{body.max_tasks} is not within 1 to 1000"))
+
+    check("name", lambda: names.destination_name(body.name))
     if body.kind not in KINDS:
         faults.append(FieldError("kind", f"that is not one of {', '.join(KINDS)}"))
+    else:
+        mine, others = _OF_KIND[body.kind], _OF_KIND[KINDS[1 - KINDS.index(body.kind)]]
+        for field, rule in mine.items():
+            value = getattr(body, field)
+            if value is not None:
+                check(camel(field), partial(rule, value))
+            elif field != "calling_ae_title":
+                faults.append(FieldError(camel(field), f"a {body.kind} destination needs it"))
+        for field in others:
+            if getattr(body, field) is not None:
+                faults.append(FieldError(camel(field), f"a {body.kind} destination has none"))
+    if body.kind == DICOMWEB and body.commitment is not Commit.OFF:
+        faults.append(FieldError("commitment", "only dicom destinations can be asked to commit"))
+    if not 1 <= body.max_associations <= 1000:
+        faults.append(
+            FieldError("maxAssociations", f"{body.max_associations} is not within 1 to 1000")
+        )
+    if body.statuses is not None:
+        check("statuses", lambda: statuses.checked(body.statuses or {}))
+    faults += _tls_faults(body) + _auth_faults(body)
     if faults:
         raise InvalidInput(
-            "; ".join(f.message for f in faults), code="invalid-destination", errors=faults
+            "; ".join(f"{f.field}: {f.message}" for f in faults),
+            code="invalid-destination",
+            errors=faults,
         )
     return body
 
 
+def _tls_faults(body: Destination) -> list[FieldError]:
+    if body.tls is None:
+        return []
+    faults = [
+        FieldError(f"tls.{field}", SECRET_RULE)
+        for field in ("ca", "certificate", "key")
+        if (name := getattr(body.tls, field)) is not None and not _SECRET.fullmatch(name)
+    ]
+    if body.tls.key is not None and body.tls.certificate is None:
+        faults.append(FieldError("tls.certificate", "a key without its certificate"))
+    if body.kind == DICOMWEB and not (body.url or "").lower().startswith("https:"):
+        faults.append(FieldError("tls", "the URL is not https"))
+    return faults
+
+
+def _auth_faults(body: Destination) -> list[FieldError]:
+    auth = body.auth
+    if auth is None:
+        return []
+    needed = {
+        AuthKind.BASIC: ("user_name", "secret") if body.kind == DICOMWEB else ("user_name",),
+        AuthKind.BEARER: ("secret",),
+        AuthKind.OAUTH2: ("token_url", "client_id", "secret"),
+    }[auth.kind]
+    faults = [
+        FieldError(f"auth.{camel(field)}", f"{auth.kind} needs it")
+        for field in needed
+        if not getattr(auth, field)
+    ]
+    if auth.secret is not None and not _SECRET.fullmatch(auth.secret):
+        faults.append(FieldError("auth.secret", SECRET_RULE))
+    if auth.kind is AuthKind.OAUTH2:
+        if body.kind != DICOMWEB:
+            faults.append(FieldError("auth.kind", "DIMSE knows basic and bearer"))
+        try:
+            names.http_url(auth.token_url or "http://-")
+        except InvalidInput as error:
+            faults.append(FieldError("auth.tokenUrl", str(error)))
+    return faults
+
+
+def setting(connection: sa.Connection, name_key: str) -> Destination | None:
+    """Return a destination as it was set up, found by its name's key."""
+    row = store.destination(connection, name_key)
+    return None if row is None else from_json(Destination, json.loads(row.settings))
+
+
+def address(destination: Destination) -> str:
+    """Return who and where a receiver is: what was sent to one address says nothing of another."""
+    if destination.kind == DICOMWEB:
+        return f"{DICOMWEB} {(destination.url or '').rstrip('/')}"
+    return (
+        f"{DICOM} {destination.ae_title} {(destination.host or '').lower()} port {destination.port}"
+    )
+
+
 def all_destinations(connection: sa.Connection) -> DestinationPage:
     """Return all destinations, by name."""
-    counts = task_store.unfinished_by_destination(connection)
-    return DestinationPage(items=[_view(row, counts) for row in store.all_destinations(connection)])
+    work = task_store.unfinished_by_destination(connection)
+    return DestinationPage(items=[_view(row, work) for row in store.all_destinations(connection)])
 
 
 def find(connection: sa.Connection, name: str) -> DestinationView:
@@ -78,7 +169,7 @@ def find(connection: sa.Connection, name: str) -> DestinationView:
     """
     row = store.destination(connection, names.name_key(name))
     if row is None:
-        raise _unknown()
+        raise unknown()
     return _view(row, task_store.unfinished_by_destination(connection))
 
 
@@ -106,7 +197,7 @@ def replace(
     if names.name_key(body.name) != key:
         _free(transaction, body.name)
     if not store.update_destination(transaction.connection, key, _columns(body, clock)):
-        raise _unknown()
+        raise unknown()
     lanes.found_up(
         transaction, names.name_key(body.name), clock.now()
     )  # what was wrong may be mended
@@ -136,7 +227,7 @@ def resume(transaction: Transaction, name: str) -> DestinationView:
     if not lane_store.set_destination(
         transaction.connection, names.name_key(name), {"paused_at": None}
     ):
-        raise _unknown()
+        raise unknown()
     _wake(transaction, name)
     return find(transaction.connection, name)
 
@@ -186,7 +277,8 @@ def _free(transaction: Transaction, name: str) -> None:
         )
 
 
-def _unknown() -> NotFound:
+def unknown() -> NotFound:
+    """Return what is raised where there is no destination of a name."""
     return NotFound("there is no destination of that name", code="destination-not-found")
 
 
@@ -195,28 +287,27 @@ def _columns(body: Destination, clock: Clock) -> dict[str, object]:
         "name_key": names.name_key(body.name),
         "name": body.name,
         "kind": body.kind,
-        "ae_title": body.ae_title,
-        "host": body.host,
-        "port": body.port,
-        "calling_ae_title": body.calling_ae_title,
-        "max_tasks": body.max_tasks,
+        "settings": to_json(body).decode(),
+        "max_associations": body.max_associations,
         "updated_at": clock.now(),
     }
 
 
-def _view(row: Row, counts: Mapping[tuple[str, str], int]) -> DestinationView:
+def _view(row: Row, work: Mapping[tuple[str, str], Row]) -> DestinationView:
+    body = from_json(Destination, json.loads(row.settings))
+
+    def of(state: State) -> Row | None:
+        return work.get((row.name_key, state))
+
+    pending, held, awaiting = map(of, (State.PENDING, State.IN_PROGRESS, State.AWAITING_COMMITMENT))
     return DestinationView(
-        name=row.name,
-        kind=row.kind,
-        ae_title=row.ae_title,
-        host=row.host,
-        port=row.port,
-        calling_ae_title=row.calling_ae_title,
-        max_tasks=row.max_tasks,
+        **{field.name: getattr(body, field.name) for field in fields(Destination)},
         paused_at=row.paused_at,
         down_since=row.down_since,
         down_reason=row.down_reason,
         probe_at=row.probe_at,
-        pending=counts.get((row.name_key, State.PENDING), 0),
-        in_progress=counts.get((row.name_key, State.IN_PROGRESS), 0),
+        pending=pending.tasks if pending else 0,
+        in_progress=held.tasks if held else 0,
+        awaiting_commitment=awaiting.tasks if awaiting else 0,
+        associations=held.associations if held else 0,
     )

@@ -19,6 +19,8 @@ from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
 from clara_results.service.access import Access
+from clara_results.service.commitments import Commitments
+from clara_results.service.custody import Custody
 from clara_results.service.census import Enumerator
 from clara_results.service.events import Feed
 from clara_results.service.metrics import Metrics, disks, receivers
@@ -29,8 +31,10 @@ from clara_results.service.retention import Retention, Rules, period
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
+from clara_results.store.commitments import any_due
 from clara_results.store.database import Transaction, open_database, silent
 from clara_results.store.migrations import migrate
+from clara_results.wire.instances import CommitmentRequest
 from clara_results.wire.tasks import Task
 
 S = TypeVar("S")
@@ -68,9 +72,13 @@ class Engine:
             first_delay=timedelta(seconds=settings.retry_delay),
             max_delay=timedelta(seconds=max(settings.retry_delay_max, settings.retry_delay)),
             give_up=timedelta(seconds=settings.give_up),
+            commitment=timedelta(seconds=settings.commitment_deadline),
             random=random.random,
         )
-        self.queue = Queue(self.clock, policy, self.retention)
+        custody = Custody(self.clock, patient_columns=settings.patient_columns)
+        self.queue = Queue(self.clock, policy, self.retention, custody)
+        wait = timedelta(seconds=settings.commitment_wait)
+        self.commitments = Commitments(self.queue, self.clock, wait)
         self.registrar = Registrar(self.queue, self.retention, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
         self._running: set[asyncio.Future[Any]] = set()
@@ -192,6 +200,7 @@ class Engine:
         size: int,
         lease: int | None,
         instance: str | None,
+        associations: int,
         wait: float,
         caller_left: Callable[[], Awaitable[bool]],
     ) -> list[Task]:
@@ -202,12 +211,13 @@ class Engine:
             size: At most so many.
             lease: Seconds; None: the default.
             instance: What the claimer calls itself.
+            associations: How many it can use for a task.
             wait: Seconds.
             caller_left: Tells whether anyone still waits for the answer; a task is never given to nobody.
         """
 
         def claim(transaction: Transaction) -> list[Task]:
-            return self.queue.claim(transaction, agent, size, lease, instance)
+            return self.queue.claim(transaction, agent, size, lease, instance, associations)
 
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
@@ -215,7 +225,7 @@ class Engine:
             # In line first, then look: what comes in between wakes us.
             ticket = self.wakeups.ticket(agent)
             try:
-                claimed, until_due = await self._claim_now(agent, claim)
+                claimed, until_due = await self._claim_now(agent, instance or "", claim)
                 left = deadline - loop.time()
                 if claimed or left <= 0 or self.closing.is_set():
                     if ticket.done() or len(claimed) == size:
@@ -230,7 +240,7 @@ class Engine:
                 self.wakeups.drop(agent, ticket)
 
     async def _claim_now(
-        self, agent: str, claim: Callable[[Transaction], list[Task]]
+        self, agent: str, instance: str, claim: Callable[[Transaction], list[Task]]
     ) -> tuple[list[Task], float]:
         """Claim what can be claimed; return it, and for how many seconds it is no use to look again unless woken."""
         claimed = await self.write(claim) if agent in self._busy else []
@@ -238,7 +248,9 @@ class Engine:
         if not claimed:
             self._busy.discard(agent)
             now = self.clock.now()
-            due_at = await self.read(partial(lanes.next_claim, agent=agent, now=now))
+            due_at = await self.read(
+                partial(lanes.next_claim, agent=agent, now=now, instance=instance)
+            )
             if due_at is not None and due_at <= now:
                 claimed = await self.write(claim)
             elif due_at is not None:
@@ -246,6 +258,13 @@ class Engine:
         if claimed:
             self._busy.add(agent)
         return claimed, wait
+
+    async def commitments_due(self, agent: str, size: int) -> list[CommitmentRequest]:
+        """Return up to ``size`` storage commitments that an agent is to ask for now."""
+        now = self.clock.now()
+        if not await self.read(lambda connection: any_due(connection, agent, now)):
+            return []
+        return await self.write(lambda tx: self.commitments.due(tx, agent, size))
 
     async def see(self, agent: str, instance: str, version: str | None) -> None:
         """Note that an agent process is alive; at most every ten seconds it is written down."""
@@ -287,6 +306,7 @@ class Engine:
             try:
                 rescued = self._all_of(self.queue.rescue)
                 given_up = self._all_of(self.queue.give_up)
+                uncommitted = self._all_of(self.commitments.give_up)
                 self.metrics.know(self._database.read(receivers).result())
                 self.rescued_at = self.clock.monotonic()
             except ServiceUnavailable as error:
@@ -299,6 +319,8 @@ class Engine:
                 _log.info("leases ran out: %d tasks taken back", rescued)
             if given_up:
                 _log.info("destinations stayed unavailable: %d tasks failed", given_up)
+            if uncommitted:
+                _log.info("receivers did not commit themselves: %d tasks failed", uncommitted)
 
 
 def _pass_on(done: Future[T], answer: asyncio.Future[T]) -> None:

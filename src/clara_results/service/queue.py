@@ -7,7 +7,7 @@ and is written under the state and attempt that were read.
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,14 +28,17 @@ from clara_results.errors import (
     NotFound,
 )
 from clara_results.service import lanes, views
+from clara_results.service.custody import Custody
 from clara_results.service.retention import Retention
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
 from clara_results.store.statements import Row
+from clara_results.wire.instances import Announcement, Clearances
 from clara_results.wire.tasks import (
     FailureReport,
     FileOutcome,
+    Idle,
     Job,
     Redelivery,
     Release,
@@ -46,6 +49,8 @@ from clara_results.wire.tasks import (
     TaskFilter,
 )
 
+IDLE_LIMIT = timedelta(seconds=60)
+"""The longest that associations of no task count."""
 LEASE_RANGE = (1, 86_400)
 DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
@@ -54,9 +59,11 @@ CODE_LIMIT = 255
 """Characters of what an agent says in words, and of a code or UID; the rest is cut off."""
 SUCCESS, FAILURE, RELEASE = "success", "failure", "release"
 """Reports that end an attempt."""
-UNFINISHED = (State.PENDING, State.IN_PROGRESS)
+UNFINISHED = tuple(state for state in State if not state.finished)
 _TOLD = {outcome: f"files_{outcome}" for outcome in Outcome if outcome != Outcome.PENDING}
 """Outcomes that agents tell, each with the task's column that counts them."""
+_ANSWERED = {Outcome.DELIVERED, Outcome.AWAITING, Outcome.REJECTED}
+_OPEN = [f"files_{outcome}" for outcome in Outcome if outcome.open]
 _RESULTS = {
     Event.UNAVAILABLE: "unavailable",
     Event.LEASE_EXPIRED: "lease-expired",
@@ -78,14 +85,18 @@ class _Ending:
 class Queue:
     """The tasks of one database."""
 
-    def __init__(self, clock: Clock, policy: RetryPolicy, retention: Retention) -> None:
+    def __init__(
+        self, clock: Clock, policy: RetryPolicy, retention: Retention, custody: Custody
+    ) -> None:
         """Make a queue.
 
         Args:
             clock: The time.
             policy: How failures are repeated.
             retention: Keeps the files of tasks that people send again.
+            custody: Keeps account of what receivers were sent.
         """
+        self._custody = custody
         self._clock = clock
         self._policy = policy
         self._retention = retention
@@ -99,19 +110,25 @@ class Queue:
         size: int,
         lease: int | None,
         instance: str | None,
+        associations: int = 1,
     ) -> list[Task]:
-        """Give an agent up to ``size`` due tasks under a lease of ``lease`` seconds."""
+        """Give an agent up to ``size`` due tasks under a lease of ``lease`` seconds.
+
+        Each comes with as many of its destination's associations as are free, up to what the agent can use.
+        """
         connection, now = transaction.connection, self._clock.now()
         seconds = DEFAULT_LEASE if lease is None else lease
-        rows, down = lanes.heads(connection, agent, size, now)
-        for destination in down:
+        heads = lanes.heads(connection, agent, size, now, instance or "", associations)
+        for destination in heads.down:
             lanes.probing(connection, destination, now)
-        return self._claim(transaction, rows, seconds, instance) if rows else []
+        for destination in heads.idle:
+            lane_store.use_idle(connection, destination, instance or "")
+        return self._claim(transaction, heads, seconds, instance) if heads.tasks else []
 
     def peek(self, transaction: Transaction, agent: str, size: int) -> list[Task]:
         """Show what a claim would give, and change nothing that anyone sees."""
         connection = transaction.connection
-        rows, _ = lanes.heads(connection, agent, size, self._clock.now())
+        rows = lanes.heads(connection, agent, size, self._clock.now()).tasks
         files = store.open_files(connection, [row.id for row in rows])
         return [views.task(row, open_files=files[row.id]) for row in rows]
 
@@ -125,7 +142,9 @@ class Queue:
             InvalidInput: A file is listed as not delivered, or is none of the task's.
         """
         wrong = [
-            f for f in report.files or () if f.outcome not in {Outcome.DELIVERED, Outcome.SKIPPED}
+            f
+            for f in report.files or ()
+            if f.outcome not in {Outcome.DELIVERED, Outcome.AWAITING, Outcome.SKIPPED}
         ]
         if wrong:
             raise InvalidInput(
@@ -139,7 +158,17 @@ class Queue:
         if report.files is None:
             self._tell_rest(transaction.connection, row, Outcome.DELIVERED, None, None)
             told = True
+        if report.idle is not None and report.idle.associations > 0:
+            self._keep_idle(transaction.connection, row, report.idle)
         return self._end(transaction, row, _Ending(Event.SETTLED, report=SUCCESS), progressed=told)
+
+    def _keep_idle(self, connection: sa.Connection, row: Row, idle: Idle) -> None:
+        """Have associations that the holder of a task keeps open count for as long as it does, but no more than it had."""
+        instance = store.attempts_of(connection, row.id)[-1].instance
+        if instance is not None:
+            until = self._clock.now() + min(timedelta(seconds=idle.seconds), IDLE_LIMIT)
+            kept = min(idle.associations, row.associations)
+            lane_store.keep_idle(connection, row.destination, instance, kept, until)
 
     def fail(self, transaction: Transaction, task_id: str, report: FailureReport) -> Task:
         """Take a report of failure, in whole or in part.
@@ -177,6 +206,7 @@ class Queue:
         seconds = renewal.seconds or row.lease_seconds
         expires = now + timedelta(seconds=seconds)
         values: dict[str, Any] = {"lease_expires_at": expires, "updated_at": now}
+        allowed = row.associations
         if self._tell(connection, row, renewal.files):
             lanes.found_up(transaction, row.destination, now)
             values |= {"unavailable_since": None, "unavailable_times": 0}
@@ -187,8 +217,33 @@ class Queue:
                 "progress_files": renewal.progress.files_delivered,
                 "progress_bytes": renewal.progress.bytes_delivered,
             }
+        if renewal.associations is not None:
+            allowed, values["associations"] = self._share(connection, row, values, renewal)
+            if values["associations"] < row.associations:
+                transaction.pending_for.add(row.agent)
         self._move(transaction, row, values)
-        return Renewed(lease_expires_at=expires)
+        return Renewed(lease_expires_at=expires, associations=allowed)
+
+    def _share(
+        self, connection: sa.Connection, row: Row, counted: Mapping[str, Any], renewal: Renewal
+    ) -> tuple[int, int]:
+        """Return how many associations the holder of a task may have from now on, and how many count as its."""
+        files = sum(counted.get(name, getattr(row, name)) for name in _OPEN)
+        allowed = lanes.share(connection, row, files, self._clock.now())
+        still_open = min(renewal.associations or 0, row.associations)
+        return allowed, max(allowed, still_open)
+
+    def announce(self, transaction: Transaction, task_id: str, body: Announcement) -> Clearances:
+        """Note what the holder of a task is about to send, and say what of it may go out.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The caller does not hold it.
+            InvalidInput: A file is none of the task's, or an announcement can't be right.
+        """
+        row = self._held(transaction.connection, task_id, body.lease_token)
+        items = self._custody.announce(transaction.connection, row, body.instances)
+        return Clearances(items=items)
 
     def release(self, transaction: Transaction, task_id: str, release: Release) -> Task:
         """Take a task back from an agent that shuts down.
@@ -218,6 +273,29 @@ class Queue:
         for row in rows:
             self._end(transaction, row, _Ending(Event.GAVE_UP), progressed=False)
         return len(rows)
+
+    # Storage commitment
+
+    def ask_again(self, transaction: Transaction, row: Row, at: datetime) -> None:
+        """Have a receiver asked to commit itself at a moment, unless it does before."""
+        self._move(transaction, row, {"commit_at": at})
+
+    def committed(
+        self, transaction: Transaction, row: Row, outcomes: Sequence[FileOutcome]
+    ) -> Task:
+        """Take what a receiver said of instances that it is to commit itself to keep."""
+        connection = transaction.connection
+        if not outcomes:
+            return views.task(row)  # it said so before
+        self._tell(connection, row, outcomes)
+        if row.state != State.AWAITING_COMMITMENT:
+            return views.task(self._move(transaction, row, self._count(connection, row.id)))
+        lane_store.add_lane(connection, row.agent, row.destination)  # some may be sent again
+        return self._end(transaction, row, _Ending(Event.COMMITTED), progressed=True)
+
+    def uncommitted(self, transaction: Transaction, row: Row) -> None:
+        """Fail a task whose receiver has not committed itself in time."""
+        self._end(transaction, row, _Ending(Event.UNCOMMITTED), progressed=False)
 
     # People
 
@@ -400,6 +478,7 @@ class Queue:
             "updated_at": now,
             "waits": values["due_at"] > now,
             "unavailable_times": 0,
+            "associations": 0,
             "supersedes": None,
             "redelivery_of": None,
         }
@@ -421,11 +500,15 @@ class Queue:
     # Steps
 
     def _claim(
-        self, transaction: Transaction, rows: Sequence[Row], seconds: int, instance: str | None
+        self, transaction: Transaction, heads: lanes.Heads, seconds: int, instance: str | None
     ) -> list[Task]:
         """Give tasks, locked, to an agent: each statement once for all of them."""
         connection, now = transaction.connection, self._clock.now()
-        changes = [self._leased(connection, row, now, seconds) for row in rows]
+        rows = heads.tasks
+        changes = [
+            self._leased(connection, row, now, seconds) | {"associations": number}
+            for row, number in zip(rows, heads.associations, strict=True)
+        ]
         if store.move_all(connection, rows, changes) != len(rows):
             raise LeaseLost("tasks were changed at the same moment; look again")
         claimed = [row._replace(**values) for row, values in zip(rows, changes, strict=True)]
@@ -520,11 +603,16 @@ class Queue:
                 "results are wanted",
                 code="superseded",
             )
-        decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
+        if row.state != State.FAILED:
+            decide(
+                _situation(row, views.counts(row)), Event.RETRIED, now, self._policy
+            )  # says why not
         self._retention.keep(connection, row.payload_id, store.undelivered(connection, row.id))
         lane_store.add_lane(connection, row.agent, row.destination)  # it may have been forgotten
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
-        values = self._decided(decision, now) | self._count(connection, row.id)
+        counts = store.counts(connection, row.id)
+        decision = decide(_situation(row, counts), Event.RETRIED, now, self._policy)
+        values = self._decided(decision, now) | count_columns(counts)
         retried = self._move(transaction, row, values)
         self._note(transaction, "retried", retried)
         transaction.pending_for.add(row.agent)
@@ -596,7 +684,8 @@ class Queue:
                     f"{len(strangers)} of the files told of are none of task {row.task_id}",
                     code="unknown-file",
                 )
-        return any(file.outcome in {Outcome.DELIVERED, Outcome.REJECTED} for file in told)
+        self._custody.told(connection, row, told)
+        return any(file.outcome in _ANSWERED for file in told)
 
     def _tell_rest(
         self,
@@ -632,6 +721,9 @@ class Queue:
             "lease_token": None,
             "lease_seconds": None,
             "lease_expires_at": None,
+            "associations": 0,
+            "commit_at": decision.commit_at,
+            "commit_by": decision.commit_by,
             "updated_at": now,
         }
 
@@ -702,18 +794,13 @@ _WORDS = {
     "nothing-delivered": "no file was delivered: all were skipped",
     "destination-unavailable": "the destination could not be reached",
     "lease-expired": "the agent that held the task fell silent",
+    "commitment-timeout": "the receiver has not committed itself to keep what it was sent",
 }
 
 
 def count_columns(counts: Counts) -> dict[str, int]:
     """Return counts as the columns of a task."""
-    return {
-        "files_pending": counts.pending,
-        "files_delivered": counts.delivered,
-        "files_skipped": counts.skipped,
-        "files_retry": counts.retry,
-        "files_rejected": counts.rejected,
-    }
+    return {f"files_{outcome}": getattr(counts, outcome) for outcome in Outcome}
 
 
 def task_columns(
@@ -742,15 +829,19 @@ def _situation(row: Row, counts: Counts, *, progressed: bool = False) -> Situati
         counts=counts,
         unavailable_since=None if progressed else row.unavailable_since,
         unavailable_times=0 if progressed else row.unavailable_times,
+        commit_at=row.commit_at,
+        commit_by=row.commit_by,
     )
 
 
 def _result(event: Event, decision: Decision) -> str:
     if decision.state == State.SUCCEEDED:
         return "succeeded"
+    if decision.state == State.AWAITING_COMMITMENT:
+        return "partly-committed" if event == Event.COMMITTED else "sent"
     if decision.state == State.FAILED and event != Event.LEASE_EXPIRED:
         return "failed"
-    if event == Event.SETTLED:
+    if event in {Event.SETTLED, Event.COMMITTED}:
         return "retry"
     return _RESULTS[event]
 

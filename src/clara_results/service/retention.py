@@ -19,6 +19,7 @@ from clara_results.domain.clock import Clock
 from clara_results.errors import Conflict, Gone, NotFound
 from clara_results.payloads import FolderStore
 from clara_results.settings import Settings
+from clara_results.store import instances
 from clara_results.store import retention as store
 from clara_results.store.database import Database, Transaction
 
@@ -180,6 +181,7 @@ class Retention:
         self._check_unused(connection, payload_id)
         store.delete_uploads(connection, payload_id)
         store.set_payload(connection, payload_id, {"holds_files": False})
+        instances.forget_patients(connection, payload_id)
         return self._files.set_aside(payload_id)
 
     def _check_unused(self, connection: sa.Connection, payload_id: str) -> None:
@@ -225,6 +227,7 @@ class Retention:
             # Touched now, so that it is remembered for as long as any: who comes for the files is told.
             values = {"holds_files": False, "touched_at": self._clock.now()}
             store.set_payload(connection, payload_id, values)
+            instances.forget_patients(connection, payload_id)
         return _Taken(folders, last)
 
     def _clear(self, taken: "_Taken") -> None:

@@ -22,13 +22,7 @@ def counts(row: Row) -> Counts:
 
 
 def _by_outcome(row: Row) -> dict[str, int]:
-    return {
-        "pending": row.files_pending,
-        "delivered": row.files_delivered,
-        "skipped": row.files_skipped,
-        "retry": row.files_retry,
-        "rejected": row.files_rejected,
-    }
+    return {outcome: getattr(row, f"files_{outcome}") for outcome in Outcome}
 
 
 def task(
@@ -72,6 +66,7 @@ def task(
         lease_token=row.lease_token if claimed else None,
         lease_expires_at=row.lease_expires_at if claimed else None,
         files=None if open_files is None else [result_file(file) for file in open_files],
+        associations=row.associations if claimed else None,
     )
 
 
@@ -86,8 +81,8 @@ def result_file(row: Row) -> ResultFile:
     )
 
 
-def task_file(row: Row) -> TaskFile:
-    """Return a file and what became of it."""
+def task_file(row: Row, *, patients: bool) -> TaskFile:
+    """Return a file and what became of it; patient data only with ``patients``."""
     return TaskFile(
         uri=row.uri,
         size=row.size,
@@ -98,6 +93,12 @@ def task_file(row: Row) -> TaskFile:
         code=row.code,
         message=row.message,
         sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        study_instance_uid=row.study_instance_uid or None,
+        series_instance_uid=row.series_instance_uid or None,
+        accession_number=row.accession_number or None if patients else None,
+        patient_id=row.patient_id or None if patients else None,
+        issuer_of_patient_id=row.issuer_of_patient_id or None if patients else None,
         attempt=row.attempt,
         updated_at=row.updated_at,
     )

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.domain.tasks import State
-from clara_results.store.schema import destinations, lanes, tasks
-from clara_results.store.statements import Row, Statement, given, literal, same
+from clara_results.store.schema import destinations, idle_associations, lanes, tasks
+from clara_results.store.statements import Row, Statement, given, literal, same, upsert
 
 _LANE = Statement(
     sa.select(lanes.c.agent).where(*same(lanes, "agent", "destination")).with_for_update(read=True)
@@ -109,24 +109,39 @@ _pending = (
 )
 """Conditions for a lane's Pending tasks. The state as a literal: only so does each database use the partial index."""
 _CLAIM_ORDER = (tasks.c.priority.desc(), tasks.c.turn, tasks.c.id)
-_held = (
-    sa.select(sa.func.count())
-    .select_from(tasks)
-    .where(
-        tasks.c.destination == destinations.c.name_key,
-        tasks.c.state == literal(State.IN_PROGRESS),
-    )
-    .scalar_subquery()
+_held = sa.select(
+    sa.func.coalesce(sa.func.sum(tasks.c.associations), sa.literal_column("0"))
+).where(
+    tasks.c.destination == destinations.c.name_key,
+    tasks.c.state == literal(State.IN_PROGRESS),
 )
+_idle_here = (
+    idle_associations.c.destination == destinations.c.name_key,
+    idle_associations.c.until > sa.bindparam("now"),
+)
+_of_others = idle_associations.c.instance != sa.bindparam("instance", type_=sa.Text)
 _STANDING = (
     lanes.c.destination,
-    destinations.c.max_tasks,
+    destinations.c.max_associations,
     destinations.c.paused_at,
     destinations.c.down_since,
     destinations.c.probe_at,
-    sa.case((destinations.c.name_key.is_(None), sa.literal_column("0")), else_=_held).label("held"),
+    _held.scalar_subquery().label("held"),
+    sa.select(sa.func.sum(idle_associations.c.associations))
+    .where(*_idle_here, _of_others)
+    .scalar_subquery()
+    .label("idle"),
+    sa.select(sa.func.min(idle_associations.c.until))
+    .where(*_idle_here, _of_others)
+    .scalar_subquery()
+    .label("idle_until"),
+    sa.select(sa.func.sum(idle_associations.c.associations))
+    .where(*_idle_here, ~_of_others)
+    .scalar_subquery()
+    .label("own_idle"),
 )
-"""Of each lane what its destination allows, where that is set up, and how many tasks to it are in progress."""
+"""Of each lane what its destination allows, where that is set up, how many associations tasks have to it, and how many
+agent processes keep open: those that ask (own) and others."""
 _with_destination = lanes.outerjoin(destinations, destinations.c.name_key == lanes.c.destination)
 
 _first = tasks.alias("first")
@@ -146,9 +161,11 @@ _LANES_IN_LINE = Statement(
 )
 
 
-def lanes_in_line(connection: sa.Connection, agent: str) -> Sequence[Row]:
+def lanes_in_line(
+    connection: sa.Connection, agent: str, instance: str, now: datetime
+) -> Sequence[Row]:
     """Return an agent's lanes that have tasks in line, each with how it stands, in the claim order of their first ones."""
-    return _LANES_IN_LINE.all(connection, at_agent=agent)
+    return _LANES_IN_LINE.all(connection, at_agent=agent, instance=instance, now=now)
 
 
 def first_due(waits: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
@@ -167,9 +184,88 @@ _LANES = Statement(
 )
 
 
-def lanes_of(connection: sa.Connection, agent: str) -> Sequence[Row]:
+def lanes_of(connection: sa.Connection, agent: str, instance: str, now: datetime) -> Sequence[Row]:
     """Return an agent's lanes, each with how it stands, when its first task came in line, and when the first is due that waits."""
-    return _LANES.all(connection, at_agent=agent)
+    return _LANES.all(connection, at_agent=agent, instance=instance, now=now)
+
+
+_SHARED = Statement(
+    sa.select(
+        destinations.c.max_associations,
+        _held.scalar_subquery().label("held"),
+        sa.select(sa.func.count())
+        .select_from(tasks)
+        .where(
+            tasks.c.destination == destinations.c.name_key,
+            tasks.c.state == literal(State.IN_PROGRESS),
+        )
+        .scalar_subquery()
+        .label("tasks"),
+        sa.select(
+            sa.func.coalesce(sa.func.sum(idle_associations.c.associations), sa.literal_column("0"))
+        )
+        .where(*_idle_here)
+        .scalar_subquery()
+        .label("idle"),
+        sa.exists()
+        .where(
+            lanes.c.destination == destinations.c.name_key,
+            tasks.c.agent == lanes.c.agent,
+            tasks.c.destination == lanes.c.destination,
+            tasks.c.state == literal(State.PENDING),
+            ~tasks.c.waits,
+        )
+        .label("in_line"),
+    ).where(*same(destinations, "name_key"))
+)
+_LOCK_DESTINATION = Statement(
+    sa.select(destinations.c.name_key).where(*same(destinations, "name_key")).with_for_update()
+)
+
+
+def lock_destination(connection: sa.Connection, destination: str) -> None:
+    """Have claims for a destination wait until this transaction ends: its associations are being counted."""
+    _LOCK_DESTINATION.first(connection, at_name_key=destination)
+
+
+def shared(connection: sa.Connection, destination: str, now: datetime) -> Row | None:
+    """Return how a destination's associations are shared among tasks and agents; None: it is not set up."""
+    found: Row | None = _SHARED.first(connection, at_name_key=destination, now=now)
+    return found
+
+
+_keep = upsert(idle_associations)
+_KEEP_IDLE = Statement(
+    _keep.values(
+        given(idle_associations, "destination", "instance", "associations", "until")
+    ).on_conflict_do_update(
+        index_elements=["destination", "instance"],
+        set_={name: _keep.excluded[name] for name in ("associations", "until")},
+    )
+)
+
+
+def keep_idle(
+    connection: sa.Connection, destination: str, instance: str, associations: int, until: datetime
+) -> None:
+    """Note that an agent process keeps associations open that no task uses."""
+    _KEEP_IDLE.run(
+        connection,
+        destination=destination,
+        instance=instance,
+        associations=associations,
+        until=until,
+    )
+
+
+_USE_IDLE = Statement(
+    idle_associations.delete().where(*same(idle_associations, "destination", "instance"))
+)
+
+
+def use_idle(connection: sa.Connection, destination: str, instance: str) -> None:
+    """Note that what an agent process kept open is a task's now."""
+    _USE_IDLE.run(connection, at_destination=destination, at_instance=instance)
 
 
 _HEAD = Statement(

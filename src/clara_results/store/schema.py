@@ -96,6 +96,9 @@ tasks = sa.Table(
     sa.Column("lease_token", sa.Text),
     sa.Column("lease_seconds", sa.Integer),
     sa.Column("lease_expires_at", Instant),
+    sa.Column("associations", sa.Integer, nullable=False),
+    sa.Column("commit_at", Instant),
+    sa.Column("commit_by", Instant),
     sa.Column("unavailable_since", Instant),
     sa.Column("unavailable_times", sa.Integer, nullable=False),
     sa.Column("error_code", sa.Text),
@@ -114,12 +117,18 @@ tasks = sa.Table(
     sa.CheckConstraint(
         "(state = 'InProgress') = (lease_token IS NOT NULL)"
         " AND (lease_token IS NULL) = (lease_expires_at IS NULL)"
-        " AND (lease_token IS NULL) = (lease_seconds IS NULL)",
+        " AND (lease_token IS NULL) = (lease_seconds IS NULL)"
+        " AND (lease_token IS NOT NULL) = (associations > 0)",
         name="lease_while_in_progress",
     ),
     sa.CheckConstraint(
-        "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_retry = 0"
-        " AND files_rejected = 0)",
+        "(state = 'AwaitingCommitment') = (commit_at IS NOT NULL)"
+        " AND (commit_at IS NULL) = (commit_by IS NULL)",
+        name="commitment_while_awaited",
+    ),
+    sa.CheckConstraint(
+        "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_awaiting = 0"
+        " AND files_retry = 0 AND files_rejected = 0)",
         name="succeeded_is_delivered",
     ),
     sa.UniqueConstraint("registration_id", "element"),
@@ -141,12 +150,16 @@ tasks = sa.Table(
         sqlite_where=sa.text("state = 'Canceled'"), postgresql_where=sa.text("state = 'Canceled'"),
     ),
     sa.Index(
-        "ix_tasks_held", "destination",
+        "ix_tasks_held", "destination", "associations",
         sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
     ),
     sa.Index(
         "ix_tasks_lease", "lease_expires_at",
         sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
+    ),
+    sa.Index(
+        "ix_tasks_commitment", "agent", "commit_at", "commit_by",
+        sqlite_where=sa.text("state = 'AwaitingCommitment'"), postgresql_where=sa.text("state = 'AwaitingCommitment'"),
     ),
     sa.Index("ix_tasks_ended", "updated_at", sqlite_where=ENDED, postgresql_where=ENDED),
     sa.Index(None, "job_id", "agent", "turn"),
@@ -172,14 +185,90 @@ files = sa.Table(
     sa.Column("code", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("sop_instance_uid", sa.Text),
+    sa.Column("sop_class_uid", sa.Text),
+    sa.Column("series", BigKey),
     sa.Column("attempt", sa.Integer),
     sa.Column("updated_at", Instant),
     sa.PrimaryKeyConstraint("task", "position"),
     sa.UniqueConstraint("task", "uri"),
     _among("outcome", Outcome),
+    sa.Index(
+        None, "sop_instance_uid",
+        sqlite_where=sa.text("sop_instance_uid IS NOT NULL"), postgresql_where=sa.text("sop_instance_uid IS NOT NULL"),
+    ),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+"""A task's files, each with what became of it; of an instance its series."""
+
+_SUBJECT = (
+    "study_instance_uid",
+    "series_instance_uid",
+    "accession_number",
+    "patient_id",
+    "issuer_of_patient_id",
+)
+
+series = sa.Table(
+    "series",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    *[sa.Column(name, sa.Text, nullable=False) for name in _SUBJECT],
+    sa.Index("uq_series_task", "task", *_SUBJECT, unique=True),
+    *[
+        sa.Index(None, name, sqlite_where=sa.text(f"{name} <> ''"), postgresql_where=sa.text(f"{name} <> ''"))
+        for name in _SUBJECT[:4]
+    ],
+)  # fmt: skip
+"""What a task's instances belong to, by which people find it again; what is not known is empty.
+
+The accession number and the patient's id and its issuer are patient data: they go when the payload goes.
+"""
+
+receivers = sa.Table(
+    "receivers",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("address", sa.Text, nullable=False, unique=True),
+)
+"""Receivers that instances were sent to, by what they are called and where; a destination's name may move to another."""
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("receiver", BigKey, sa.ForeignKey("receivers.id"), nullable=False),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("delivered", sa.Boolean, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("updated_at", Instant, nullable=False),
+    sa.PrimaryKeyConstraint("receiver", "sop_instance_uid"),
     sqlite_with_rowid=False,
 )
-"""A task's files, each with what became of it."""
+"""Under which digest an instance was, or may have been, sent to a receiver last, and whether the receiver has it."""
+
+commitments = sa.Table(
+    "commitments",
+    metadata,
+    sa.Column("transaction_uid", sa.Text, primary_key=True),
+    sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("asked_at", Instant, nullable=False),
+    sa.Index(None, "task"),
+    sqlite_with_rowid=False,
+)
+"""Storage commitments that receivers were, or are just being, asked for (PS3.4 Annex J)."""
+
+idle_associations = sa.Table(
+    "idle_associations",
+    metadata,
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.Column("instance", sa.Text, nullable=False),
+    sa.Column("associations", sa.Integer, nullable=False),
+    sa.Column("until", Instant, nullable=False),
+    sa.PrimaryKeyConstraint("destination", "instance"),
+    sqlite_with_rowid=False,
+)
+"""Associations that an agent process keeps open for its next task to a destination: they count for other processes."""
 
 attempts = sa.Table(
     "attempts",
@@ -246,22 +335,21 @@ destinations = sa.Table(
     sa.Column("name_key", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("ae_title", sa.Text, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("port", sa.Integer, nullable=False),
-    sa.Column("calling_ae_title", sa.Text),
-    sa.Column("max_tasks", sa.Integer, nullable=False),
+    sa.Column("settings", sa.Text, nullable=False),
+    sa.Column("max_associations", sa.Integer, nullable=False),
     sa.Column("paused_at", Instant),
     sa.Column("down_since", Instant),
     sa.Column("down_reason", sa.Text),
     sa.Column("probe_at", Instant),
     sa.Column("updated_at", Instant, nullable=False),
-    sa.CheckConstraint("kind IN ('dicom')", name="kind"),
-    sa.CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
-    sa.CheckConstraint("max_tasks BETWEEN 1 AND 1000", name="max_tasks"),
+    sa.CheckConstraint("kind IN ('dicom', 'dicomweb')", name="kind"),
+    sa.CheckConstraint("max_associations BETWEEN 1 AND 1000", name="max_associations"),
     sa.CheckConstraint("(down_since IS NULL) = (probe_at IS NULL)", name="down_is_probed"),
 )
-"""Receivers, found by their names' keys; paused by a person, or down since it could not be reached."""
+"""Receivers, found by their names' keys; paused by a person, or down since it could not be reached.
+
+``settings`` is the wire's Destination as JSON: what agents make of it is none of the store's business.
+"""
 
 lanes = sa.Table(
     "lanes",

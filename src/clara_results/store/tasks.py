@@ -8,7 +8,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from clara_results.domain.tasks import Counts, Outcome, State
-from clara_results.store.schema import ENDED, attempts, files, history, registrations, tasks, turns
+from clara_results.store.instances import SUBJECT, found_by
+from clara_results.store.schema import (
+    ENDED,
+    attempts,
+    files,
+    history,
+    registrations,
+    series,
+    tasks,
+    turns,
+)
 from clara_results.store.statements import Row, Statement, among, given, literal, same, upsert
 
 OPEN = (Outcome.PENDING, Outcome.RETRY)
@@ -19,7 +29,7 @@ _REGISTERED = ("uri", "size", "modified", "sha256", "media_type")
 _NEW_TASK = (
     "task_id", "registration_id", "element", "agent", "job_id", "pipeline_id", "payload_id", "operator", "parameters",
     "destination", "state", "priority", "turn", "retries", "max_retries", "attempt", "created_at", "updated_at", "due_at",
-    "waits", "unavailable_times", "supersedes", "redelivery_of", *(f"files_{outcome}" for outcome in Outcome),
+    "waits", "unavailable_times", "associations", "supersedes", "redelivery_of", *(f"files_{outcome}" for outcome in Outcome),
 )  # fmt: skip
 """Columns that a new task can have."""
 
@@ -417,7 +427,12 @@ def files_page(
     connection: sa.Connection, task: int, outcome: Outcome | None, after: int, limit: int
 ) -> Sequence[Row]:
     """Return files of a task past a position, in the order of registration."""
-    found = sa.select(files).where(files.c.task == task, files.c.position > after)
+    of_series = [sa.func.coalesce(series.c[name], "").label(name) for name in SUBJECT]
+    found = (
+        sa.select(files, *of_series)
+        .outerjoin(series, series.c.id == files.c.series)
+        .where(files.c.task == task, files.c.position > after)
+    )
     if outcome is not None:
         found = found.where(files.c.outcome == outcome)
     return connection.execute(found.order_by(files.c.position).limit(limit)).all()
@@ -429,14 +444,17 @@ def tasks_page(
     text: str | None,
     before: int | None,
     limit: int,
+    *,
+    patients: bool = False,
 ) -> Sequence[Row]:
     """Return tasks, newest first.
 
     Args:
         connection: Within a transaction.
         where: Column → value that it must have.
-        text: A task's id, or its job, pipeline, payload, operator or destination in part, or a SOP Instance UID of
-            one of its files.
+        text: A UID of one of its instances; or, if none has it, a task's id, or its job, pipeline, payload, operator or
+            destination in part.
+        patients: Look for an accession number or a patient's id as well.
         before: Only tasks with a smaller id.
         limit: At most so many.
     """
@@ -445,16 +463,16 @@ def tasks_page(
         found = found.where(tasks.c.id < before)
     if text:
         named = ["job_id", "pipeline_id", "payload_id", "operator", "destination"]
-        of_file = sa.select(files.c.task).where(
-            files.c.task == tasks.c.id, files.c.sop_instance_uid == text
-        )
-        found = found.where(
-            sa.or_(
-                tasks.c.task_id == text.lower(),
-                *[tasks.c[name].icontains(text, autoescape=True) for name in named],
-                of_file.exists(),
+        identified = found_by(text, patients=patients)
+        if connection.execute(identified.limit(1)).first() is not None:
+            found = found.where(tasks.c.id.in_(identified))
+        else:
+            found = found.where(
+                sa.or_(
+                    tasks.c.task_id == text.lower(),
+                    *[tasks.c[name].icontains(text, autoescape=True) for name in named],
+                )
             )
-        )
     return connection.execute(found.order_by(tasks.c.id.desc()).limit(limit)).all()
 
 
@@ -520,16 +538,21 @@ def state_counts(connection: sa.Connection) -> dict[State, int]:
 @functools.cache
 def _by_destination(state: State) -> Statement:
     return Statement(
-        sa.select(tasks.c.destination, sa.func.count().label("tasks"))
+        sa.select(
+            tasks.c.destination,
+            sa.func.count().label("tasks"),
+            sa.func.sum(tasks.c.associations).label("associations"),
+        )
         .where(tasks.c.state == literal(state))
         .group_by(tasks.c.destination)
     )
 
 
-def unfinished_by_destination(connection: sa.Connection) -> dict[tuple[str, str], int]:
-    """Count Pending and InProgress tasks by destination and state."""
+def unfinished_by_destination(connection: sa.Connection) -> dict[tuple[str, str], Row]:
+    """Count unfinished tasks, and the associations that they have, by destination and state."""
     return {
-        (row.destination, state): row.tasks
-        for state in (State.PENDING, State.IN_PROGRESS)
+        (row.destination, state): row
+        for state in State
+        if not state.finished
         for row in _by_destination(state).all(connection)
     }

@@ -95,6 +95,9 @@ def _typed(kind: Any, value: Any) -> Any:
     if origin in (list, tuple):
         _expect(list, value)
         return [_typed(typing.get_args(kind)[0], item) for item in value]
+    if origin is dict:
+        _expect(dict, value)
+        return {key: _typed(typing.get_args(kind)[1], item) for key, item in value.items()}
     if kind is Any:
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -3,7 +3,46 @@
 from datetime import datetime
 from typing import ClassVar
 
+from clara_results.domain.receivers import AuthKind, Commit, Verify
 from clara_results.wire.codec import body
+
+
+@body(strict=True)
+class Tls:
+    """How a connection is secured. All but ``check_host`` name files in the agent's folder of secrets.
+
+    Attributes:
+        ca: Certificates of the authorities that are trusted (PEM); None: the system's.
+        certificate: Our own certificate (PEM), where the receiver wants one; with its key or beside ``key``.
+        key: The key of our certificate (PEM).
+        check_host: Whether the receiver's certificate must name the host.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    check_host: bool = True
+
+
+@body(strict=True)
+class Auth:
+    """Who we say we are: HTTP authentication, or DIMSE's user identity (PS3.7 D.3.3.7).
+
+    Attributes:
+        kind: Which way.
+        user_name: For ``basic``.
+        secret: The file in the agent's folder of secrets that holds the password, the token or the client's secret.
+        token_url: For ``oauth2``: where a token is asked for.
+        client_id: For ``oauth2``.
+        scope: For ``oauth2``, if the server wants one.
+    """
+
+    kind: AuthKind
+    user_name: str | None = None
+    secret: str | None = None
+    token_url: str | None = None
+    client_id: str | None = None
+    scope: str | None = None
 
 
 @body(strict=True)
@@ -12,21 +51,39 @@ class Destination:
 
     Attributes:
         name: What ``--data`` names; compared without case.
-        kind: ``dicom`` (DIMSE, C-STORE).
-        ae_title: The called AE title, sent as written.
+        kind: ``dicom`` (DIMSE, C-STORE) or ``dicomweb`` (STOW-RS).
+        ae_title: The called AE title, sent as written; ``dicom`` only, likewise host and port.
         host: DNS name, IPv4 or IPv6 address.
         port: TCP port.
         calling_ae_title: The calling AE title; None: the agent's own.
-        max_tasks: Tasks in progress at the same time, over all agents; 1 to 1000.
+        url: The DICOMweb service's base URL, below which ``/studies`` is; ``dicomweb`` only.
+        max_associations: Associations (``dicom``) or connections (``dicomweb``) open at the same time, over all tasks
+            and agents; 1 to 1000.
+        transcode: Whether an instance in a transfer syntax that the receiver refuses is sent in another, without loss.
+        overwrite: Whether an instance may go out under the SOP Instance UID of another that was sent before.
+        verify: Whether the receiver is asked back for what it stored.
+        commitment: Whether the receiver is asked to commit itself to keep it (``dicom`` only).
+        statuses: What statuses of this receiver mean where that is not the standard's: ``C000`` or ``Cxxx`` →
+            ``retry`` or ``reject``.
+        tls: How connections are secured; None: not (``dicom``), or as the URL says (``dicomweb``).
+        auth: Who we say we are.
     """
 
     name: str
     kind: str = "dicom"
-    ae_title: str
-    host: str
-    port: int
+    ae_title: str | None = None
+    host: str | None = None
+    port: int | None = None
     calling_ae_title: str | None = None
-    max_tasks: int = 2
+    url: str | None = None
+    max_associations: int = 2
+    transcode: bool = True
+    overwrite: bool = False
+    verify: Verify = Verify.OFF
+    commitment: Commit = Commit.OFF
+    statuses: dict[str, str] | None = None
+    tls: Tls | None = None
+    auth: Auth | None = None
 
 
 @body()
@@ -40,6 +97,8 @@ class DestinationView(Destination):
         probe_at: When it is tried next, if it is down.
         pending: Tasks that wait for it.
         in_progress: Tasks that are being delivered to it.
+        awaiting_commitment: Tasks of which it is to commit itself to keep what it was sent.
+        associations: Associations or connections that tasks may have open to it now.
     """
 
     paused_at: datetime | None = None
@@ -48,6 +107,8 @@ class DestinationView(Destination):
     probe_at: datetime | None = None
     pending: int = 0
     in_progress: int = 0
+    awaiting_commitment: int = 0
+    associations: int = 0
 
 
 @body()
@@ -72,7 +133,8 @@ class TestStep:
     """One step of a destination's test.
 
     Attributes:
-        name: ``connect`` (TCP), ``association`` or ``echo`` (C-ECHO).
+        name: ``secrets`` (only if one is not there), ``connect`` (TCP), ``tls``, ``association``,
+            ``echo`` (C-ECHO), ``contexts`` (what it takes).
         ok: Whether it went well.
         milliseconds: How long it took.
         message: What the receiver said, or why it failed and what to do.
@@ -87,14 +149,43 @@ class TestStep:
 
 
 @body()
+class TestedContext:
+    """Whether a receiver takes instances of a SOP class in a transfer syntax (PS3.8 9.3.3.2).
+
+    Attributes:
+        sop_class_uid: The storage SOP class, by UID and by name.
+        transfer_syntax_uid: The transfer syntax, by UID and by name.
+        accepted: Whether it takes them.
+        reason: Why not, in words.
+    """
+
+    __test__: ClassVar = False
+
+    sop_class_uid: str
+    sop_class: str
+    transfer_syntax_uid: str
+    transfer_syntax: str
+    accepted: bool
+    reason: str | None = None
+
+
+@body()
 class TestResult:
-    """What a destination's test found: all steps up to the first that failed."""
+    """What a destination's test found.
+
+    Attributes:
+        destination: Its name.
+        ok: Whether all steps went well; that a context is not taken is no failure.
+        steps: All up to the first that failed.
+        contexts: What it takes, of a good many common ones; None: that was not tried.
+    """
 
     __test__: ClassVar = False
 
     destination: str
     ok: bool
     steps: list[TestStep]
+    contexts: list[TestedContext] | None = None
 
 
 @body()

@@ -65,6 +65,7 @@ class FileCounts:
     """Number of a task's files by outcome."""
 
     pending: int = 0
+    awaiting: int = 0
     delivered: int = 0
     skipped: int = 0
     retry: int = 0
@@ -106,7 +107,7 @@ class Attempt:
         instance: The agent process that held it, as it called itself.
         claimed_at: When.
         ended_at: When it ended; None while it runs.
-        result: ``succeeded``, ``failed``, ``retry``, ``unavailable``, ``released``, ``lease-expired``,
+        result: ``succeeded``, ``sent`` (the receiver is to commit itself), ``failed``, ``retry``, ``unavailable``, ``released``, ``lease-expired``,
             ``canceled``; None while it runs.
         code: Stable code of the reason.
         message: The reason for people.
@@ -127,7 +128,7 @@ class HistoryEntry:
 
     Attributes:
         at: When.
-        event: ``registered``, ``claimed``, ``succeeded``, ``failed``, ``retry``, ``unavailable``, ``released``,
+        event: ``registered``, ``claimed``, ``sent``, ``partly-committed``, ``succeeded``, ``failed``, ``retry``, ``unavailable``, ``released``,
             ``lease-expired``, ``retried``, ``canceled``, ``superseded``, ``redelivered``.
         attempt: The attempt during which it happened, if any.
         message: More about it.
@@ -163,6 +164,7 @@ class Task:
         lease_token: Secret of the claim, to be shown with each report; only in a claim.
         lease_expires_at: When the claim runs out unless it is renewed; only in a claim.
         files: The files not yet delivered; only in a claim.
+        associations: How many its holder may have open to the destination; only in a claim.
     """
 
     task_id: str
@@ -192,6 +194,7 @@ class Task:
     lease_token: str | None = None
     lease_expires_at: datetime | None = None
     files: list[ResultFile] | None = None
+    associations: int | None = None
 
 
 @body()
@@ -211,6 +214,7 @@ class FileOutcome:
         code: The receiver's status (``0000``, ``B007``, …) or a stable code of ours.
         message: In words; never patient data.
         sop_instance_uid: Of a DICOM instance.
+        doubt: The file is not delivered, but the receiver may have it all the same: it did not answer.
     """
 
     uri: str
@@ -218,6 +222,7 @@ class FileOutcome:
     code: str | None = None
     message: str | None = None
     sop_instance_uid: str | None = None
+    doubt: bool = False
 
 
 @body()
@@ -227,6 +232,8 @@ class TaskFile:
     Attributes:
         uri: Its path within the payload; size, modified, sha256 and media type as registered.
         outcome: What became of it; code, message and SOP Instance UID as in FileOutcome.
+        sop_class_uid: Of a DICOM instance; likewise its study and series.
+        accession_number: Patient data, for callers of scope ``operate`` only; likewise patient id and its issuer.
         attempt: The attempt that told.
         updated_at: When it was told.
     """
@@ -240,8 +247,27 @@ class TaskFile:
     code: str | None = None
     message: str | None = None
     sop_instance_uid: str | None = None
+    sop_class_uid: str | None = None
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    accession_number: str | None = None
+    patient_id: str | None = None
+    issuer_of_patient_id: str | None = None
     attempt: int | None = None
     updated_at: datetime | None = None
+
+
+@body(strict=True)
+class Idle:
+    """Associations that an agent keeps open although no task of its uses them.
+
+    Attributes:
+        associations: How many.
+        seconds: For how long at the most; up to a minute.
+    """
+
+    associations: int
+    seconds: float
 
 
 @body()
@@ -251,10 +277,12 @@ class SuccessReport:
     Attributes:
         lease_token: The claim's.
         files: Outcomes; None: every file that is not told of yet was delivered.
+        idle: Associations that the agent keeps open to the destination for its next task, while it is idle.
     """
 
     lease_token: str | None = None
     files: list[FileOutcome] | None = None
+    idle: Idle | None = None
 
 
 @body()
@@ -287,19 +315,27 @@ class Renewal:
         seconds: Length of the lease from now on; None: as at the claim.
         files: Outcomes so far, durable when this is answered.
         progress: How far the attempt is.
+        associations: How many the caller has open to the destination; None: as many as it was granted.
     """
 
     lease_token: str
     seconds: int | None = None
     files: list[FileOutcome] | None = None
     progress: Progress | None = None
+    associations: int | None = None
 
 
 @body()
 class Renewed:
-    """Answer to a renewal: until when the lease holds."""
+    """Answer to a renewal.
+
+    Attributes:
+        lease_expires_at: Until when the lease holds.
+        associations: How many the holder may have open from now on; it closes what is too many, and then says so.
+    """
 
     lease_expires_at: datetime
+    associations: int
 
 
 @body(strict=True)

@@ -91,7 +91,7 @@ async def agents(engine: EngineDep) -> Response:
 async def original_listing(engine: EngineDep) -> Response:
     """List DIMSE destinations in the original's shape."""
     page = await engine.read(destinations.all_destinations)
-    return answer(list[DestinationAeTitle], [_original(item) for item in page.items])
+    return answer(list[DestinationAeTitle], [_original(item) for item in page.items if _is_dimse(item)])  # fmt: skip
 
 
 @router.post(ORIGINAL, status_code=201, response_model=DestinationAeTitle, responses=documented(400, 409))  # fmt: skip
@@ -111,17 +111,28 @@ async def original_add(engine: EngineDep, body: DestinationAeTitle) -> Response:
 async def original_show(engine: EngineDep, name: str) -> Response:
     """Show one DIMSE destination in the original's shape."""
     found = await engine.read(lambda connection: destinations.find(connection, name))
-    return answer(DestinationAeTitle, _original(found))
+    return answer(DestinationAeTitle, _original(_dimse(found)))
 
 
 @router.delete(ORIGINAL + "/{name}", response_model=DestinationAeTitle, responses=documented(404))
 async def original_remove(engine: EngineDep, name: str) -> Response:
     """Remove a DIMSE destination and show what it was."""
+    _dimse(await engine.read(lambda connection: destinations.find(connection, name)))
     gone = await engine.write(lambda tx: destinations.remove(tx, name))
     return answer(DestinationAeTitle, _original(gone))
 
 
+def _is_dimse(item: Destination) -> bool:
+    return item.kind == destinations.DICOM
+
+
+def _dimse(item: Destination) -> Destination:
+    if not _is_dimse(item):
+        raise destinations.unknown()  # the original knows of no other kind
+    return item
+
+
 def _original(item: Destination) -> DestinationAeTitle:
     return DestinationAeTitle(
-        name=item.name, ae_title=item.ae_title, host_ip=item.host, port=item.port
+        name=item.name, ae_title=item.ae_title or "", host_ip=item.host or "", port=item.port or 0
     )

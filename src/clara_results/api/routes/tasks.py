@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AliasChoices, Field
 
-from clara_results.api.access import GuardedRoute, may_go_on
+from clara_results.api.access import GuardedRoute, allows, may_go_on
 from clara_results.api.dependencies import EngineDep, InstanceHeader, UserAgentHeader, answer
 from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
@@ -19,6 +19,7 @@ from clara_results.service import views
 from clara_results.service.queue import LEASE_RANGE, task_columns
 from clara_results.service.registration import FILE_LIMIT
 from clara_results.store import tasks as store
+from clara_results.wire.instances import Announcement, Clearances
 from clara_results.wire.tasks import (
     Changed,
     FailureReport,
@@ -80,6 +81,7 @@ async def pending(
     size: Annotated[int, Query(ge=1, le=100)] = 10,
     wait: Annotated[float, Query(ge=0, le=60)] = 0.0,
     lease: Lease = None,
+    associations: Annotated[int, Query(ge=1, le=1000)] = 1,
     peek: bool = False,
     instance: InstanceHeader = None,
     user_agent: UserAgentHeader = None,
@@ -95,7 +97,7 @@ async def pending(
         async def caller_left() -> bool:
             return await request.is_disconnected() or not await may_go_on(request)
 
-        claimed = await engine.claim(name, size, lease, instance, wait, caller_left)
+        claimed = await engine.claim(name, size, lease, instance, associations, wait, caller_left)
     return answer(list[Task], claimed, headers={"Cache-Control": "no-store"})
 
 
@@ -137,6 +139,13 @@ def _check_renewal(body: Renewal) -> None:
         raise InvalidInput(f"{faults[0].field}: {faults[0].message}", errors=faults)
 
 
+@router.put("/api/tasks/{task_id}/instances", response_model=Clearances, responses=documented(404, 409))  # fmt: skip
+async def announce(engine: EngineDep, task_id: UUID, body: Announcement) -> Response:
+    """Note which DICOM instances are about to be sent, and say which of them may go out."""
+    cleared = await engine.write(lambda tx: engine.queue.announce(tx, str(task_id), body))
+    return answer(Clearances, cleared)
+
+
 @router.put("/api/tasks/{task_id}/release", response_model=Task, responses=documented(404, 409))
 async def release(engine: EngineDep, task_id: UUID, body: Release) -> Response:
     """Give a claimed task back."""
@@ -145,6 +154,7 @@ async def release(engine: EngineDep, task_id: UUID, body: Release) -> Response:
 
 @router.get("/api/tasks", response_model=TaskPage, responses=documented())
 async def tasks(
+    request: Request,
     engine: EngineDep,
     state: State | None = None,
     agent: str | None = None,
@@ -155,10 +165,17 @@ async def tasks(
     cursor: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
 ) -> Response:
-    """List tasks, newest first."""
+    """List tasks, newest first.
+
+    ``q`` finds them by a Study, Series or SOP Instance UID, and for callers of scope ``operate`` by an accession number
+    or a patient's id, whole; else by a task's id, or a part of a job, pipeline, payload, operator or destination.
+    """
+    patients = q is not None and await allows(request, "operate")
     where = task_columns(state, agent, job_id, payload_id, destination)
     rows = await engine.read(
-        lambda connection: store.tasks_page(connection, where, q, cursor, limit + 1)
+        lambda connection: store.tasks_page(
+            connection, where, q, cursor, limit + 1, patients=patients
+        )
     )
     more = str(rows[limit - 1].id) if len(rows) > limit else None
     page = TaskPage(items=[views.task(row) for row in rows[:limit]], next_cursor=more)
@@ -174,13 +191,15 @@ async def task(engine: EngineDep, task_id: UUID) -> Response:
 
 @router.get("/api/tasks/{task_id}/files", response_model=FilePage, responses=documented(404))
 async def files(
+    request: Request,
     engine: EngineDep,
     task_id: UUID,
     outcome: Outcome | None = None,
     cursor: Annotated[int, Query(ge=-1, lt=1 << 31)] = -1,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
 ) -> Response:
-    """List a task's files in the order of registration."""
+    """List a task's files in the order of registration; patient data only to callers of scope ``operate``."""
+    patients = await allows(request, "operate")
     rows = await engine.read(
         lambda connection: (
             store.files_page(connection, found.id, outcome, cursor, limit + 1)
@@ -191,7 +210,9 @@ async def files(
     if rows is None:
         raise NotFound(f"there is no task {task_id}", code="task-not-found")
     more = str(rows[limit - 1].position) if len(rows) > limit else None
-    page = FilePage(items=[views.task_file(row) for row in rows[:limit]], next_cursor=more)
+    page = FilePage(
+        items=[views.task_file(row, patients=patients) for row in rows[:limit]], next_cursor=more
+    )
     return answer(FilePage, page)
 
 

@@ -25,22 +25,20 @@ def upgrade() -> None:
         sa.Column("name_key", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("ae_title", sa.Text(), nullable=False),
-        sa.Column("host", sa.Text(), nullable=False),
-        sa.Column("port", sa.Integer(), nullable=False),
-        sa.Column("calling_ae_title", sa.Text(), nullable=True),
-        sa.Column("max_tasks", sa.Integer(), nullable=False),
+        sa.Column("settings", sa.Text(), nullable=False),
+        sa.Column("max_associations", sa.Integer(), nullable=False),
         sa.Column("paused_at", sa.BigInteger(), nullable=True),
         sa.Column("down_since", sa.BigInteger(), nullable=True),
         sa.Column("down_reason", sa.Text(), nullable=True),
         sa.Column("probe_at", sa.BigInteger(), nullable=True),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("kind IN ('dicom')", name=op.f("ck_destinations_kind")),
+        sa.CheckConstraint("kind IN ('dicom', 'dicomweb')", name=op.f("ck_destinations_kind")),
         sa.CheckConstraint(
             "(down_since IS NULL) = (probe_at IS NULL)", name=op.f("ck_destinations_down_is_probed")
         ),
-        sa.CheckConstraint("max_tasks BETWEEN 1 AND 1000", name=op.f("ck_destinations_max_tasks")),
-        sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_destinations_port")),
+        sa.CheckConstraint(
+            "max_associations BETWEEN 1 AND 1000", name=op.f("ck_destinations_max_associations")
+        ),
         sa.PrimaryKeyConstraint("name_key", name=op.f("pk_destinations")),
     )
     op.create_table(
@@ -153,6 +151,9 @@ def upgrade() -> None:
         sa.Column("lease_token", sa.Text(), nullable=True),
         sa.Column("lease_seconds", sa.Integer(), nullable=True),
         sa.Column("lease_expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("associations", sa.Integer(), nullable=False),
+        sa.Column("commit_at", sa.BigInteger(), nullable=True),
+        sa.Column("commit_by", sa.BigInteger(), nullable=True),
         sa.Column("unavailable_since", sa.BigInteger(), nullable=True),
         sa.Column("unavailable_times", sa.Integer(), nullable=False),
         sa.Column("error_code", sa.Text(), nullable=True),
@@ -160,6 +161,7 @@ def upgrade() -> None:
         sa.Column("progress_files", sa.Integer(), nullable=True),
         sa.Column("progress_bytes", sa.BigInteger(), nullable=True),
         sa.Column("files_pending", sa.Integer(), nullable=False),
+        sa.Column("files_awaiting", sa.Integer(), nullable=False),
         sa.Column("files_delivered", sa.Integer(), nullable=False),
         sa.Column("files_skipped", sa.Integer(), nullable=False),
         sa.Column("files_retry", sa.Integer(), nullable=False),
@@ -168,8 +170,12 @@ def upgrade() -> None:
         sa.Column("superseded_by", sa.Text(), nullable=True),
         sa.Column("redelivery_of", sa.Text(), nullable=True),
         sa.CheckConstraint(
-            "(state = 'InProgress') = (lease_token IS NOT NULL) AND (lease_token IS NULL) = (lease_expires_at IS NULL) AND (lease_token IS NULL) = (lease_seconds IS NULL)",
+            "(state = 'InProgress') = (lease_token IS NOT NULL) AND (lease_token IS NULL) = (lease_expires_at IS NULL) AND (lease_token IS NULL) = (lease_seconds IS NULL) AND (lease_token IS NOT NULL) = (associations > 0)",
             name=op.f("ck_tasks_lease_while_in_progress"),
+        ),
+        sa.CheckConstraint(
+            "(state = 'AwaitingCommitment') = (commit_at IS NOT NULL) AND (commit_at IS NULL) = (commit_by IS NULL)",
+            name=op.f("ck_tasks_commitment_while_awaited"),
         ),
         sa.CheckConstraint(
             "(state = 'Pending') = (due_at IS NOT NULL)", name=op.f("ck_tasks_due_while_pending")
@@ -178,11 +184,11 @@ def upgrade() -> None:
             "state = 'Pending' OR NOT waits", name=op.f("ck_tasks_waits_while_pending")
         ),
         sa.CheckConstraint(
-            "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_retry = 0 AND files_rejected = 0)",
+            "state <> 'Succeeded' OR (files_delivered > 0 AND files_pending = 0 AND files_awaiting = 0 AND files_retry = 0 AND files_rejected = 0)",
             name=op.f("ck_tasks_succeeded_is_delivered"),
         ),
         sa.CheckConstraint(
-            "state IN ('Pending', 'InProgress', 'Succeeded', 'Failed', 'Canceled')",
+            "state IN ('Pending', 'InProgress', 'AwaitingCommitment', 'Succeeded', 'Failed', 'Canceled')",
             name=op.f("ck_tasks_state"),
         ),
         sa.CheckConstraint("priority BETWEEN -100 AND 100", name=op.f("ck_tasks_priority")),
@@ -234,7 +240,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_tasks_held",
         "tasks",
-        ["destination"],
+        ["destination", "associations"],
         unique=False,
         sqlite_where=sa.text("state = 'InProgress'"),
         postgresql_where=sa.text("state = 'InProgress'"),
@@ -244,8 +250,8 @@ def upgrade() -> None:
         "tasks",
         ["updated_at"],
         unique=False,
-        sqlite_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
-        postgresql_where=sa.text("state NOT IN ('Pending', 'InProgress')"),
+        sqlite_where=sa.text("state NOT IN ('Pending', 'InProgress', 'AwaitingCommitment')"),
+        postgresql_where=sa.text("state NOT IN ('Pending', 'InProgress', 'AwaitingCommitment')"),
     )
     op.create_index(
         "ix_tasks_lease",
@@ -298,10 +304,12 @@ def upgrade() -> None:
         sa.Column("code", sa.Text(), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
         sa.Column("sop_instance_uid", sa.Text(), nullable=True),
+        sa.Column("sop_class_uid", sa.Text(), nullable=True),
+        sa.Column("series", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("updated_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
-            "outcome IN ('pending', 'delivered', 'skipped', 'retry', 'rejected')",
+            "outcome IN ('pending', 'awaiting', 'delivered', 'skipped', 'retry', 'rejected')",
             name=op.f("ck_files_outcome"),
         ),
         sa.ForeignKeyConstraint(
@@ -321,7 +329,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
         sa.CheckConstraint(
-            "state IN ('Pending', 'InProgress', 'Succeeded', 'Failed', 'Canceled')",
+            "state IN ('Pending', 'InProgress', 'AwaitingCommitment', 'Succeeded', 'Failed', 'Canceled')",
             name=op.f("ck_history_state"),
         ),
         sa.ForeignKeyConstraint(
@@ -331,3 +339,95 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_history_task"), "history", ["task"], unique=False)
+    op.create_index(
+        "ix_tasks_commitment",
+        "tasks",
+        ["agent", "commit_at", "commit_by"],
+        unique=False,
+        sqlite_where=sa.text("state = 'AwaitingCommitment'"),
+        postgresql_where=sa.text("state = 'AwaitingCommitment'"),
+    )
+    op.create_index(
+        op.f("ix_files_sop_instance_uid"),
+        "files",
+        ["sop_instance_uid"],
+        unique=False,
+        sqlite_where=sa.text("sop_instance_uid IS NOT NULL"),
+        postgresql_where=sa.text("sop_instance_uid IS NOT NULL"),
+    )
+    op.create_table(
+        "series",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_instance_uid", sa.Text(), nullable=False),
+        sa.Column("series_instance_uid", sa.Text(), nullable=False),
+        sa.Column("accession_number", sa.Text(), nullable=False),
+        sa.Column("patient_id", sa.Text(), nullable=False),
+        sa.Column("issuer_of_patient_id", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["task"], ["tasks.id"], name=op.f("fk_series_task"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
+    )
+    op.create_index(
+        "uq_series_task",
+        "series",
+        [
+            "task",
+            "study_instance_uid",
+            "series_instance_uid",
+            "accession_number",
+            "patient_id",
+            "issuer_of_patient_id",
+        ],
+        unique=True,
+    )
+    for name in ("study_instance_uid", "series_instance_uid", "accession_number", "patient_id"):
+        op.create_index(
+            op.f(f"ix_series_{name}"),
+            "series",
+            [name],
+            unique=False,
+            sqlite_where=sa.text(f"{name} <> ''"),
+            postgresql_where=sa.text(f"{name} <> ''"),
+        )
+    op.create_table(
+        "receivers",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_receivers")),
+        sa.UniqueConstraint("address", name=op.f("uq_receivers_address")),
+    )
+    op.create_table(
+        "instances",
+        sa.Column("receiver", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("sop_instance_uid", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("delivered", sa.Boolean(), nullable=False),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["receiver"], ["receivers.id"], name=op.f("fk_instances_receiver")),
+        sa.PrimaryKeyConstraint("receiver", "sop_instance_uid", name=op.f("pk_instances")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "commitments",
+        sa.Column("transaction_uid", sa.Text(), nullable=False),
+        sa.Column("task", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("asked_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["task"], ["tasks.id"], name=op.f("fk_commitments_task"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("transaction_uid", name=op.f("pk_commitments")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_commitments_task"), "commitments", ["task"], unique=False)
+    op.create_table(
+        "idle_associations",
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("associations", sa.Integer(), nullable=False),
+        sa.Column("until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("destination", "instance", name=op.f("pk_idle_associations")),
+        sqlite_with_rowid=False,
+    )

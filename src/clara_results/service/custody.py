@@ -1,0 +1,170 @@
+"""Which data set was sent to which receiver under which SOP Instance UID, and what people find results by.
+
+A receiver that is sent two different objects under one UID may answer success to both and keep the first. So an
+instance is announced, with the digest of its data set, before anything of it goes out; that stands until the receiver is
+known not to have it. What is known goes by the receiver's own address: a destination's name may move to another.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import Clearance
+from clara_results.domain.tasks import Outcome
+from clara_results.errors import FieldError, InvalidInput
+from clara_results.service import destinations
+from clara_results.store import instances as store
+from clara_results.store.statements import Row
+from clara_results.wire.destinations import Destination
+from clara_results.wire.instances import Announced, Cleared
+from clara_results.wire.tasks import FileOutcome
+
+ANNOUNCED_LIMIT = 1000
+UID_LIMIT = 64
+TEXT_LIMIT = 255
+"""Characters of an accession number or a patient's id that are kept."""
+_DIGEST = 64
+
+
+class Custody:
+    """Keeps account of what receivers were sent."""
+
+    def __init__(self, clock: Clock, *, patient_columns: bool) -> None:
+        """Make one.
+
+        Args:
+            clock: The time.
+            patient_columns: Whether accession numbers and patients' ids are kept.
+        """
+        self._clock = clock
+        self._patient_columns = patient_columns
+
+    def announce(
+        self, connection: sa.Connection, task: Row, announced: Sequence[Announced]
+    ) -> list[Cleared]:
+        """Note what a task is about to send; return what of it may go out.
+
+        Raises:
+            InvalidInput: A file is none of the task's, a UID is announced twice, or a value is none.
+        """
+        _check(announced)
+        self._describe(connection, task, announced)
+        destination = destinations.setting(connection, task.destination)
+        if destination is None:  # it was removed meanwhile: nothing is known of the receiver
+            return [Cleared(uri=one.uri, clearance=Clearance.SEND) for one in announced]
+        receiver = store.receiver_made(connection, destinations.address(destination))
+        known = store.known(connection, receiver, [one.sop_instance_uid for one in announced])
+        clearances = [
+            _clearance(one, known.get(one.sop_instance_uid), task, destination) for one in announced
+        ]
+        now = self._clock.now()
+        store.announce(
+            connection,
+            [
+                {
+                    "receiver": receiver,
+                    "sop_instance_uid": one.sop_instance_uid,
+                    "sha256": one.sha256,
+                    "task_id": task.task_id,
+                    "updated_at": now,
+                }
+                for one, clearance in zip(announced, clearances, strict=True)
+                if clearance is Clearance.SEND
+            ],
+        )
+        return [
+            Cleared(uri=one.uri, clearance=clearance)
+            for one, clearance in zip(announced, clearances, strict=True)
+        ]
+
+    def told(self, connection: sa.Connection, task: Row, outcomes: Sequence[FileOutcome]) -> None:
+        """Take note of what became of instances that a task announced."""
+        ended = [
+            one
+            for one in outcomes
+            if one.sop_instance_uid
+            and (one.outcome is Outcome.DELIVERED or (one.outcome is Outcome.REJECTED and not one.doubt))
+        ]  # fmt: skip
+        destination = destinations.setting(connection, task.destination) if ended else None
+        if destination is None:
+            return
+        receiver = store.receiver(connection, destinations.address(destination))
+        if receiver is None:
+            return
+        delivered, refused = [], []
+        for one in sorted(ended, key=lambda one: one.sop_instance_uid or ""):
+            which = {
+                "at_receiver": receiver,
+                "at_sop_instance_uid": one.sop_instance_uid,
+                "at_task_id": task.task_id,
+            }
+            if one.outcome is Outcome.DELIVERED:
+                delivered.append(which | {"updated_at": self._clock.now()})
+            else:
+                refused.append(which)
+        store.note_delivered(connection, delivered)
+        store.forget(connection, refused)
+
+    def _describe(
+        self, connection: sa.Connection, task: Row, announced: Sequence[Announced]
+    ) -> None:
+        series: dict[tuple[str, ...], int] = {}
+        rows = []
+        for one in announced:
+            subject = tuple((getattr(one, name) or "")[:TEXT_LIMIT] for name in store.SUBJECT)
+            if not self._patient_columns:
+                subject = (*subject[: -len(store.PATIENT)], *[""] * len(store.PATIENT))
+            if subject not in series:
+                series[subject] = store.series_made(connection, task.id, subject)
+            rows.append(
+                {
+                    "at_task": task.id,
+                    "at_uri": one.uri,
+                    "sop_instance_uid": one.sop_instance_uid,
+                    "sop_class_uid": one.sop_class_uid,
+                    "series": series[subject],
+                }
+            )
+        if store.describe(connection, rows) != len(rows):
+            raise InvalidInput(
+                f"some of the files announced are none of task {task.task_id}", code="unknown-file"
+            )
+
+
+def _clearance(one: Announced, known: Row | None, task: Row, destination: Destination) -> Clearance:
+    if known is None or destination.overwrite:
+        return Clearance.SEND
+    if known.sha256 != one.sha256:
+        return Clearance.REUSED
+    if known.delivered and task.redelivery_of is None:
+        return Clearance.DELIVERED
+    return Clearance.SEND
+
+
+def _check(announced: Sequence[Announced]) -> None:
+    faults = []
+    if len(announced) > ANNOUNCED_LIMIT:
+        faults.append(
+            FieldError("instances", f"more than {ANNOUNCED_LIMIT}: announce them in parts")
+        )
+    if len({one.sop_instance_uid for one in announced}) < len(announced):
+        faults.append(FieldError("instances", "a SOP Instance UID is there twice"))
+    for number, one in enumerate(announced):
+        place = f"instances.{number}"
+        if not _is_digest(one.sha256):
+            faults.append(FieldError(f"{place}.sha256", "not 64 lower-case hexadecimal digits"))
+        uids = ("sop_instance_uid", "sop_class_uid", "study_instance_uid", "series_instance_uid")
+        if (
+            any(len(getattr(one, name) or "") > UID_LIMIT for name in uids)
+            or not one.sop_instance_uid
+        ):
+            faults.append(FieldError(place, f"a UID has 1 to {UID_LIMIT} characters"))
+        if any("\0" in (getattr(one, name) or "") for name in (*uids, *store.SUBJECT)):
+            faults.append(FieldError(place, "a value with a NUL character"))
+    if faults:
+        raise InvalidInput(f"{faults[0].field}: {faults[0].message}", errors=faults)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == _DIGEST and set(text) <= set("0123456789abcdef")
