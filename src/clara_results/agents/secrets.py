@@ -42,7 +42,10 @@ class Secrets:
         try:
             folder = self._folder.resolve(strict=True)
             found = (folder / name).resolve(strict=True)
-        except OSError as cause:
+        except (
+            OSError,
+            RuntimeError,
+        ) as cause:  # RuntimeError: links that go round, before Python 3.13
             raise self.unreadable(name, cause) from cause
         if not found.is_relative_to(folder):
             raise DestinationUnavailable(
@@ -72,9 +75,9 @@ class Secrets:
             )
         return found
 
-    def unreadable(self, name: str, cause: OSError) -> DestinationUnavailable:
+    def unreadable(self, name: str, cause: OSError | RuntimeError) -> DestinationUnavailable:
         """Return the error that says why a secret can't be read."""
-        why = (cause.strerror or type(cause).__name__).lower()
+        why = isinstance(cause, OSError) and cause.strerror or "links that go round"
         return DestinationUnavailable(
-            f"the secret {name!r} in {self._folder} can't be read: {why}", code=CODE
+            f"the secret {name!r} in {self._folder} can't be read: {why.lower()}", code=CODE
         )
