@@ -77,7 +77,7 @@ class Secrets:
 
     def unreadable(self, name: str, cause: OSError | RuntimeError) -> DestinationUnavailable:
         """Return the error that says why a secret can't be read."""
-        why = isinstance(cause, OSError) and cause.strerror or "links that go round"
+        why = (isinstance(cause, OSError) and cause.strerror) or "links that go round"
         return DestinationUnavailable(
             f"the secret {name!r} in {self._folder} can't be read: {why.lower()}", code=CODE
         )
