@@ -147,6 +147,11 @@ class ServerProcess:
 class Orthanc:
     """A running Orthanc server.
 
+    Args:
+        program: Its path.
+        folder: Where all that is its own lies.
+        **settings: More of its configuration, such as ``DicomTlsEnabled=True``.
+
     Attributes:
         ae_title: Its AE title; it takes any called AE title all the same.
         dicom_port: Where it takes associations.
@@ -155,9 +160,10 @@ class Orthanc:
 
     ae_title = "ORTHANC"
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, **settings: Any) -> None:
         self._program = program
         self._folder = folder
+        self._settings = settings
         self._http = urllib3.PoolManager(retries=False, timeout=20)
         self._server: ServerProcess | None = None
         self.dicom_port = ports.free_port()
@@ -182,6 +188,7 @@ class Orthanc:
             "RemoteAccessAllowed": False,
             "SynchronousCMove": True,
             "Plugins": [],
+            **self._settings,
         }
         path.write_text(json.dumps(settings))
         return path
