@@ -31,6 +31,7 @@ _LATER = (
 """Classes that refer to others come after what they refer to: the first prefix that fits tells the place."""
 
 
+CHUNK = 1 << 18
 Stamp = tuple[int, int]
 """A file's size in bytes, and its time of last change in nanoseconds."""
 
@@ -108,12 +109,24 @@ def data_set_digest(delivery: Delivery, instance: Instance) -> str:
         return instance.sha256
     with delivery.open(instance.file) as opened:
         check_unchanged(opened, instance)
-        opened.seek(instance.header.data_offset)
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        digest, position = hashlib.sha256(), instance.header.data_offset
+        piece = bytearray(CHUNK)
+        while count := os.preadv(opened.fileno(), [piece], position):
+            digest.update(memoryview(piece)[:count])
+            position += count
+        return digest.hexdigest()
 
 
-def reject(delivery: Delivery, file: ResultFile, code: str, message: str, uid: str | None = None) -> None:  # fmt: skip
-    """Tell that a file can't be delivered."""
+def reject(
+    delivery: Delivery,
+    file: ResultFile,
+    code: str,
+    message: str,
+    uid: str | None = None,
+    *,
+    doubt: bool = False,
+) -> None:
+    """Tell that a file can't be delivered; with ``doubt``, that the receiver may have it all the same."""
     delivery.told(
         FileOutcome(
             uri=file.uri,
@@ -121,6 +134,7 @@ def reject(delivery: Delivery, file: ResultFile, code: str, message: str, uid: s
             code=code,
             message=message,
             sop_instance_uid=uid or None,
+            doubt=doubt,
         )
     )
 
