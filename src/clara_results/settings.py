@@ -128,6 +128,16 @@ class Settings:
     )
     association_timeout: float = _setting(30.0, "seconds for a receiver to accept an association", least=0.01)  # fmt: skip
     dimse_timeout: float = _setting(60.0, "seconds for a receiver to answer an instance", least=0.01)  # fmt: skip
+    task_timeout: float = _setting(
+        21_600.0, "seconds for all instances of a task; what is left then is sent in another attempt", least=1.0
+    )  # fmt: skip
+    idle_timeout: float = _setting(
+        1.0, "seconds for which an association is kept open for the next task; 0: none is", least=0.0, most=60.0
+    )  # fmt: skip
+    max_pdu: int = _setting(
+        131_072, "bytes of the largest PDU that is taken, and that is sent where the receiver sets no limit",
+        least=16_384, most=1 << 20
+    )  # fmt: skip
     timeout: float = _setting(
         120.0, "seconds for which a registration is tried while the service is away", least=0.0
     )

@@ -14,13 +14,16 @@ from clara_results.cli.options import (
     Config,
     ConnectTimeout,
     DimseTimeout,
+    IdleTimeout,
     Lease,
     LogFormat,
     LogLevel,
+    MaxPdu,
     Parallel,
     Payloads,
     Secrets,
     Service,
+    TaskTimeout,
     TokenFile,
 )
 from clara_results.client import ResultsClient
@@ -50,6 +53,9 @@ def dicom(
     connect_timeout: ConnectTimeout = None,
     association_timeout: AssociationTimeout = None,
     dimse_timeout: DimseTimeout = None,
+    task_timeout: TaskTimeout = None,
+    idle_timeout: IdleTimeout = None,
+    max_pdu: MaxPdu = None,
     token_file: TokenFile = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -62,7 +68,8 @@ def dicom(
     settings = options.settings(
         config, service=service, payloads=payloads, ae_title=ae_title, secrets=secrets,
         lease=lease, parallel=parallel, connect_timeout=connect_timeout, association_timeout=association_timeout,
-        dimse_timeout=dimse_timeout, token_file=token_file, log_format=log_format, log_level=log_level,
+        dimse_timeout=dimse_timeout, task_timeout=task_timeout, idle_timeout=idle_timeout, max_pdu=max_pdu,
+        token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
     try:
@@ -90,6 +97,9 @@ def dicom(
             connect=settings.connect_timeout,
             association=settings.association_timeout,
             dimse=settings.dimse_timeout,
+            max_pdu=settings.max_pdu,
+            idle=settings.idle_timeout,
+            task=settings.task_timeout,
         ),
         clock,
         SecretsFolder(settings.secrets),
