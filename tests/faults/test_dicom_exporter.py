@@ -10,7 +10,6 @@ import pytest
 from pydicom import dcmread
 
 from clara_results.agents.dicom.association import AssociationSettings
-from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.dicom.exporter import DicomExporter
 from clara_results.agents.exporter import TaskRejected
 from clara_results.agents.secrets import Secrets
@@ -515,76 +514,3 @@ def test_no_patient_is_named_in_any_message(
     exporter(receiver(script)).deliver(delivery)
     assert len(delivery.outcomes) == 4
     assert "SECRET" not in str(delivery.outcomes)
-
-
-# The test of a destination
-
-
-def destination(port: int) -> Destination:
-    return Destination(name="Pacs", ae_title="ARCHIVE", host="127.0.0.1", port=port)
-
-
-def test_a_destination_that_answers(receiver: ReceiverStarter) -> None:
-    def script(talk: Conversation) -> None:
-        talk.accept()
-        context, command, _ = talk.read_message()
-        talk.respond(context, command)
-        talk.read_message()
-
-    peer = receiver(script)
-    result = echo_destination(destination(peer.port), Secrets(None), settings=SHORT)
-    assert result.ok
-    assert [(step.name, step.ok) for step in result.steps] == [
-        ("connect", True),
-        ("association", True),
-        ("echo", True),
-    ]
-    assert all(0 <= step.milliseconds < 5000 for step in result.steps)
-    assert peer.connections == 1
-
-
-def echo_answers(status: int) -> Script:
-    def script(talk: Conversation) -> None:
-        talk.accept()
-        context, command, _ = talk.read_message()
-        talk.respond(context, command, status)
-        talk.wait_for_end()
-
-    return script
-
-
-def echo_aborts(talk: Conversation) -> None:
-    talk.accept()
-    talk.read_message()
-    talk.abort()
-
-
-def refuses_echo(talk: Conversation) -> None:
-    talk.accept(refuse={"1.2.840.10008.1.1": 3})
-    talk.wait_for_end()
-
-
-@pytest.mark.parametrize(
-    ("script", "failed", "words"),
-    [
-        (lambda talk: talk.reject(1, 1, 7), "association", "called AE title not recognized"),
-        (lambda talk: talk.wait_for_end(), "association", "did not answer"),
-        (refuses_echo, "association", "does not take C-ECHO"),
-        (echo_answers(0x0122), "echo", "status 0122"),
-        (echo_aborts, "echo", "aborted the association"),
-    ],
-)
-def test_a_destination_that_fails_says_at_which_step(
-    receiver: ReceiverStarter, script: Script, failed: str, words: str
-) -> None:
-    result = echo_destination(destination(receiver(script).port), Secrets(None), settings=SHORT)
-    assert not result.ok
-    assert [step.ok for step in result.steps] == [True] * (len(result.steps) - 1) + [False]
-    assert result.steps[-1].name == failed
-    assert words in result.steps[-1].message
-
-
-def test_a_destination_that_is_not_there(free_port: Callable[[], int]) -> None:
-    result = echo_destination(destination(free_port()), Secrets(None), settings=SHORT)
-    assert [(step.name, step.ok) for step in result.steps] == [("connect", False)]
-    assert "connection refused" in result.steps[0].message
