@@ -35,6 +35,7 @@ WARM_UP = 200
 LARGEST = 50_000
 PACE = 100.0
 """Tasks a second while latency is measured."""
+PACKAGES = ("clara-results", "uvicorn", "psycopg", "aio-pika", "procrastinate", "uvloop")
 KINDS = ("sqlite", "postgresql", "replicas", "rabbitmq", "procrastinate")
 REGISTER, WORK, WORK_1, CYCLE, CYCLE_1 = PHASES = (
     "register",
@@ -269,7 +270,7 @@ def main() -> int:
             folder = Path(name)
             folder.chmod(0o755)  # PostgreSQL, which does not run as root, looks into it
             contenders, versions = open_contenders(arguments.only, folder, running)
-            told = conditions(folder, versions)
+            told = conditions(folder, versions, PACKAGES)
             measure(contenders, arguments.rounds, arguments.seconds)
             tables = [rates(contenders), costs(contenders)]
             if arguments.latency:

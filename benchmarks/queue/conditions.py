@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +16,14 @@ SYNC_SECONDS = 2.0
 _BLOCK = 4096
 
 
-def conditions(folder: Path, servers: dict[str, str]) -> dict[str, str]:
+def conditions(folder: Path, servers: dict[str, str], packages: Iterable[str]) -> dict[str, str]:
     """Return what may matter to who compares figures, by name.
 
     Args:
         folder: Where data are written.
         servers: Versions of servers, by name.
+        packages: Python packages whose versions matter.
     """
-    packages = ("clara-results", "uvicorn", "psycopg", "aio-pika", "procrastinate", "uvloop")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),  # noqa: TID251  (nothing depends on it)
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),

@@ -6,7 +6,7 @@ more use for is kept for a moment, for the next task with the same destination, 
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from clara_results.agents.dicom.association import Association, Context
 from clara_results.domain import names
@@ -15,6 +15,8 @@ from clara_results.wire.destinations import Destination
 
 QUICK_RELEASE = 1.0
 """Seconds for the receiver's part in the release of an association that nothing waits for."""
+
+_SETTINGS = tuple(setting.name for setting in fields(Destination))
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class AssociationPool:
             kept = self._counted(destination.name).kept
             for each in reversed(kept.copy()):
                 one = each.negotiated
-                if one.destination != destination or not one.association.idles():
+                if not _alike(one.destination, destination) or not one.association.idles():
                     kept.remove(each)
                     stale.append(one)
                 elif wanted <= one.settled:
@@ -160,6 +162,11 @@ class AssociationPool:
         """Return the seconds until the first is kept for long enough; None: none is kept."""
         ends = [each.until for counted in self._of.values() for each in counted.kept]
         return min(ends) - now if ends else None
+
+
+def _alike(one: Destination, other: Destination) -> bool:
+    """Tell whether the settings of destinations are the same; how they stand, which a view has too, does not count."""
+    return all(getattr(one, name) == getattr(other, name) for name in _SETTINGS)
 
 
 def _release(found: list[Negotiated]) -> None:
