@@ -1,0 +1,265 @@
+"""Decodes compressed frames in a process of its own.
+
+Codecs are native code that meets whatever a file holds. GDCM ends its process at some damaged JPEG streams, charls may
+run on and on; an agent must outlive both, as it holds other tasks' leases. So frames go to a child process, and one
+that dies or does not answer in time is a frame that can't be decoded.
+
+Child and parent speak over a pair of sockets: a JSON object and the frame go in, a JSON object and the native frame
+come back. Nothing that could be run is read from the child.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+
+from clara_results.errors import ClaraResultsError
+
+START_SECONDS = 60.0
+"""For a child to load its codecs, on a machine that is busy."""
+LEAST_RATE = 100_000
+"""Native bytes that a codec must give in a second, else it is taken for hung."""
+
+_JPEG_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
+_RLE = ("1.2.840.10008.1.2.5",)
+
+_PLUGINS = {
+    **dict.fromkeys(_JPEG_LOSSY + _JPEG_LOSSLESS, "gdcm"),
+    **dict.fromkeys(_JPEG_LS, "pyjpegls"),
+    **dict.fromkeys(_JPEG_2000 + _HTJ2K + _RLE, "pylibjpeg"),
+}
+"""By transfer syntax the one of pydicom's plugins that decodes it here: always the same one, so that every frame of
+an instance comes out alike."""
+DECODABLE = frozenset(_PLUGINS)
+"""The compressed transfer syntaxes that can be decoded (PS3.5 A.4)."""
+
+_RGB, _YBR_FULL, _YBR_FULL_422 = "RGB", "YBR_FULL", "YBR_FULL_422"
+
+
+class FrameUndecodable(ClaraResultsError):
+    """A frame that can't be decoded; the message says why."""
+
+    code = "not-transcodable"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDescription:
+    """How frames are encoded, and of what they are made (PS3.3 C.7.6.3).
+
+    Attributes:
+        transfer_syntax_uid: One of DECODABLE.
+        rows: Pixels.
+        columns: Pixels.
+        samples_per_pixel: 1 or 3.
+        photometric_interpretation: As the data set says.
+        bits_allocated: Of a sample, as the data set says; a multiple of 8, as are those of a native frame.
+        bits_stored: Of a sample, as the data set says.
+        pixel_representation: 0: unsigned, 1: two's complement.
+    """
+
+    transfer_syntax_uid: str
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    photometric_interpretation: str
+    bits_allocated: int
+    bits_stored: int
+    pixel_representation: int
+
+    @property
+    def native_size(self) -> int:
+        """Return the bytes of a native frame."""
+        return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated // 8
+
+
+class FrameDecoder:
+    """A child process that decodes frames, one at a time. Not to be shared between threads; ``close`` ends it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  (our own program)
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # an interrupt at the terminal is the agent's to act upon
+            )
+        self._connection = Connection(ours.detach())
+        self._wait = START_SECONDS
+
+    def decode(self, description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
+        """Decode a frame.
+
+        Args:
+            description: What it is.
+            frame: Its codestream.
+
+        Returns:
+            The native frame, little endian, colour by pixel, and its photometric interpretation.
+
+        Raises:
+            FrameUndecodable: It is damaged, or not what the description says. The decoder may be of no more use.
+        """
+        try:
+            self._connection.send_bytes(json.dumps(asdict(description)).encode())
+            self._connection.send_bytes(frame)
+            if not self._connection.poll(self._wait + description.native_size / LEAST_RATE):
+                self.close()
+                raise FrameUndecodable("the codec does not come to an end with it")
+            answer = json.loads(self._connection.recv_bytes())
+            native = self._connection.recv_bytes()
+        except (OSError, EOFError) as cause:
+            self.close()
+            raise FrameUndecodable("the codec broke down over it") from cause
+        if "error" in answer:
+            raise FrameUndecodable(answer["error"])
+        self._wait = START_SECONDS / 2
+        return native, answer["photometric_interpretation"]
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed, or had to be."""
+        return self._connection.closed
+
+    def close(self) -> None:
+        """End the child process; harmless if it has ended."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class FrameDecoders:
+    """The decoders of an agent: one for each thread that transcodes, one kept for the next. ``close`` ends that one."""
+
+    def __init__(self) -> None:
+        self._idle: list[FrameDecoder] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[FrameDecoder]:
+        """Lend a decoder; to start one takes about a second, so what can be lent again is kept."""
+        try:
+            decoder = self._idle.pop()
+        except IndexError:
+            decoder = FrameDecoder()
+        try:
+            yield decoder
+        finally:
+            if decoder.closed or self._idle:
+                decoder.close()
+            else:
+                self._idle.append(decoder)
+
+    def close(self) -> None:
+        """End what is idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
+    """Decode a frame in this process; see ``FrameDecoder.decode``.
+
+    What was encoded reversibly comes out bit for bit, unused high bits of unsigned samples with it (they may hold an
+    overlay). JPEG's own colour transform is undone as in every JPEG decoder, so that colour comes out as RGB, which
+    is what the colour SOP classes want of native pixels (PS3.5 8.2.1); likewise those of JPEG 2000.
+
+    Raises:
+        FrameUndecodable: It is not what the description says.
+        Exception: Whatever a codec raises.
+    """
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.processing import convert_color_space
+    from pydicom.uid import UID, JPEGLosslessSV1
+
+    syntax, plugin = description.transfer_syntax_uid, _PLUGINS[description.transfer_syntax_uid]
+    is_jpeg = plugin == "gdcm"
+    # GDCM finds the process in the codestream; pydicom's decoders for the lossy ones refuse 12 bits, which it can do.
+    decoder = get_decoder(JPEGLosslessSV1 if is_jpeg else UID(syntax))
+    whole = is_jpeg and not description.pixel_representation
+    array, properties = next(
+        decoder.iter_array(
+            encapsulate([frame]),
+            raw=True,
+            decoding_plugin=plugin,
+            correct_unused_bits=False,
+            number_of_frames=1,
+            pixel_keyword="PixelData",
+            rows=description.rows,
+            columns=description.columns,
+            samples_per_pixel=description.samples_per_pixel,
+            planar_configuration=0,
+            photometric_interpretation=description.photometric_interpretation,
+            bits_allocated=description.bits_allocated,
+            bits_stored=description.bits_allocated if whole else description.bits_stored,
+            pixel_representation=description.pixel_representation,
+        )
+    )
+    bits = 8 * array.dtype.itemsize
+    if bits > description.bits_allocated:
+        raise FrameUndecodable(
+            f"its samples have {bits} bits, but Bits Allocated (0028,0100) is {description.bits_allocated}"
+        )
+    interpretation = str(properties["photometric_interpretation"])
+    if syntax in _JPEG_LOSSLESS + _JPEG_LS + _RLE:  # no transform: they are what the data set says
+        interpretation = description.photometric_interpretation
+    if syntax in _JPEG_LOSSY and interpretation in {_YBR_FULL, _YBR_FULL_422}:
+        array, interpretation = convert_color_space(array, _YBR_FULL, _RGB), _RGB
+    elif interpretation == _YBR_FULL_422:
+        interpretation = _YBR_FULL
+    kind = "i" if description.pixel_representation else "u"
+    native = array.astype(f"<{kind}{description.bits_allocated // 8}", copy=False).tobytes()
+    if len(native) != description.native_size:
+        raise FrameUndecodable("it has not as many pixels as the data set says")
+    return native, interpretation
+
+
+def _serve(connection: Connection) -> None:
+    """Decode what comes until the parent closes its end, or dies."""
+    while True:
+        try:
+            description = FrameDescription(**json.loads(connection.recv_bytes()))
+            frame = connection.recv_bytes()
+        except EOFError:
+            return
+        answer: dict[str, str] = {}
+        native = b""
+        try:
+            native, answer["photometric_interpretation"] = decode(description, frame)
+        except Exception as error:  # noqa: BLE001  (outermost loop: a codec may raise anything)
+            answer["error"] = " ".join(str(error).split())[:300]
+        connection.send_bytes(json.dumps(answer).encode())
+        connection.send_bytes(native)
+
+
+def main() -> None:
+    """Run the child process."""
+    import logging
+
+    logging.disable()
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(ModuleNotFoundError):
+        import gdcm
+
+        gdcm.Trace.DebugOff()
+        gdcm.Trace.WarningOff()
+        gdcm.Trace.ErrorOff()
+    # What codecs print goes nowhere: it is no log line.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+        _serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
