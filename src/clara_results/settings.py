@@ -138,6 +138,16 @@ class Settings:
         131_072, "bytes of the largest PDU that is taken, and that is sent where the receiver sets no limit",
         least=16_384, most=1 << 20
     )  # fmt: skip
+    agent_name: str = _setting("DICOMweb", "the DICOMweb agent's name")
+    answer_timeout: float = _setting(
+        60.0, "seconds for a DICOMweb service to answer a request", least=0.01
+    )
+    batch_files: int = _setting(
+        50, "instances that go to a DICOMweb service in one request, at most", least=1, most=500
+    )
+    batch_bytes: int = _setting(
+        4 << 20, "bytes that do, at most; a single instance may have more", least=1, most=1 << 40
+    )  # fmt: skip
     timeout: float = _setting(
         120.0, "seconds for which a registration is tried while the service is away", least=0.0
     )
@@ -401,6 +411,7 @@ def _ae_title(value: str) -> str:
 
 
 _CHECKS: dict[str, Any] = {
+    "agent_name": names.agent_name,
     "anonymous": _grants,
     "service": _http_url,
     "database": _database_url,

@@ -1,16 +1,23 @@
 """``clara-results agent``: processes that deliver."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
 
+from clara_results.agents.exporter import Exporter
 from clara_results.agents.runner import Runner, instance_name
 from clara_results.cli import options
 from clara_results.cli.log import set_up_logging
 from clara_results.cli.options import (
     AeTitle,
+    AgentName,
+    AnswerTimeout,
     AssociationTimeout,
+    BatchBytes,
+    BatchFiles,
     Config,
     ConnectTimeout,
     DimseTimeout,
@@ -27,9 +34,10 @@ from clara_results.cli.options import (
     TokenFile,
 )
 from clara_results.client import ResultsClient
-from clara_results.domain.clock import SystemClock
+from clara_results.domain.clock import Clock, SystemClock
 from clara_results.errors import InvalidInput
 from clara_results.payloads import FolderStore
+from clara_results.settings import Settings
 
 READ_TIMEOUT = 10.0
 """Seconds that an agent waits for an answer; a lease must outlast it."""
@@ -72,40 +80,99 @@ def dicom(
         token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
-    try:
+    with _installed("DICOM", "dicom"):
         from clara_results.agents.dicom.association import AssociationSettings
         from clara_results.agents.dicom.exporter import DicomExporter
         from clara_results.agents.secrets import Secrets as SecretsFolder
+    client, clock = _client(settings), SystemClock()
+    waits = AssociationSettings(
+        connect=settings.connect_timeout,
+        association=settings.association_timeout,
+        dimse=settings.dimse_timeout,
+        max_pdu=settings.max_pdu,
+        idle=settings.idle_timeout,
+        task=settings.task_timeout,
+    )
+    secrets_folder = SecretsFolder(settings.secrets)
+    exporter = DicomExporter(client.destinations, settings.ae_title, waits, clock, secrets_folder)
+    _run(settings, settings.ae_title, exporter, client, clock)
+
+
+@app.command("dicomweb")
+def dicomweb(
+    service: Service = None,
+    payloads: Payloads = None,
+    agent_name: AgentName = None,
+    secrets: Secrets = None,
+    lease: Lease = None,
+    parallel: Parallel = None,
+    connect_timeout: ConnectTimeout = None,
+    answer_timeout: AnswerTimeout = None,
+    task_timeout: TaskTimeout = None,
+    batch_files: BatchFiles = None,
+    batch_bytes: BatchBytes = None,
+    token_file: TokenFile = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    config: Config = None,
+) -> None:
+    """Deliver DICOM files to DICOMweb destinations by STOW-RS.
+
+    Without --payloads it fetches files from the service.
+    """
+    settings = options.settings(
+        config, service=service, payloads=payloads, agent_name=agent_name, secrets=secrets,
+        lease=lease, parallel=parallel, connect_timeout=connect_timeout, answer_timeout=answer_timeout,
+        task_timeout=task_timeout, batch_files=batch_files, batch_bytes=batch_bytes,
+        token_file=token_file, log_format=log_format, log_level=log_level,
+    )  # fmt: skip
+    set_up_logging(settings)
+    with _installed("DICOMweb", "dicomweb"):
+        from clara_results.agents.dicomweb.connection import WebSettings
+        from clara_results.agents.dicomweb.exporter import DicomWebExporter
+        from clara_results.agents.secrets import Secrets as SecretsFolder
+    client, clock = _client(settings), SystemClock()
+    waits = WebSettings(
+        connect=settings.connect_timeout,
+        answer=settings.answer_timeout,
+        task=settings.task_timeout,
+        batch_files=settings.batch_files,
+        batch_bytes=settings.batch_bytes,
+    )
+    secrets_folder = SecretsFolder(settings.secrets)
+    exporter = DicomWebExporter(client.destinations, secrets_folder, waits, clock)
+    _run(settings, settings.agent_name, exporter, client, clock)
+
+
+@contextmanager
+def _installed(name: str, extra: str) -> Iterator[None]:
+    """Say what to install where a package is missing that an agent imports."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise InvalidInput(
-            f"the DICOM agent is not installed here ({error.name} is missing): install "
-            "clara-results[dicom]",
+            f"the {name} agent is not installed here ({error.name} is missing): install "
+            f"clara-results[{extra}]",
             code="not-installed",
         ) from error
-    client = ResultsClient(
+
+
+def _client(settings: Settings) -> ResultsClient:
+    return ResultsClient(
         settings.service_url,
         token=settings.bearer_token(),
         instance=instance_name(),
         connections=4 * settings.parallel,
         read_timeout=READ_TIMEOUT,
     )
-    clock = SystemClock()
-    exporter = DicomExporter(
-        client.destinations,
-        settings.ae_title,
-        AssociationSettings(
-            connect=settings.connect_timeout,
-            association=settings.association_timeout,
-            dimse=settings.dimse_timeout,
-            max_pdu=settings.max_pdu,
-            idle=settings.idle_timeout,
-            task=settings.task_timeout,
-        ),
-        clock,
-        SecretsFolder(settings.secrets),
-    )
+
+
+def _run(
+    settings: Settings, name: str, exporter: Exporter, client: ResultsClient, clock: Clock
+) -> None:
+    """Run an agent until it is asked to end (SIGTERM, Ctrl-C)."""
     runner = Runner(
-        settings.ae_title,
+        name,
         exporter,
         client,
         clock,

@@ -53,6 +53,7 @@ class WebSettings:
     Attributes:
         connect: For the TCP connection, and for TLS.
         answer: For an answer, and for a receiver that takes no more data.
+        task: For all of a task; what is left then is sent in another attempt.
         batch_files: Instances of a request, at most.
         batch_bytes: Bytes of a request, at most; a single instance may have more.
         pause: Before an instance that broke a connection is sent again.
@@ -60,6 +61,7 @@ class WebSettings:
 
     connect: float = 10
     answer: float = 60
+    task: float = 21_600
     batch_files: int = 50
     batch_bytes: int = 4 << 20
     pause: float = 1

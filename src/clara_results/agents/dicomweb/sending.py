@@ -107,6 +107,7 @@ class Sending:
         self._waits = 0
         self._not_before = 0.0
         self._went_well = False
+        self._deadline = clock.monotonic() + settings.task
 
     # The connections
 
@@ -160,6 +161,9 @@ class Sending:
                 self._delivery.checkpoint()
             except (LeaseLost, Stopping) as error:
                 self._fail(error)
+        if self._clock.monotonic() > self._deadline:
+            words = f"{self._destination.name} did not take all within {self._settings.task:g} s"
+            self._fail(DestinationUnavailable(words, code="task-timeout"))
         if isinstance(self._fault, LeaseLost | Stopping):
             with self._changed:
                 self._changed.wait_for(lambda: not self._connections, LAST_ANSWERS)

@@ -95,14 +95,21 @@ class WebService:
         }
         return self._call(connection, "POST", "/studies", headers, message.pieces, message.size)
 
-    def search(self, connection: WebConnection, path: str) -> list[Any] | None:
+    def search(
+        self, connection: WebConnection, path: str, nothing: frozenset[int] = _ABSENT
+    ) -> list[Any] | None:
         """Return what a QIDO-RS query finds; None if it can't be asked, or says what can't be read.
+
+        Args:
+            connection: To it.
+            path: The resource, with its query.
+            nothing: Statuses that say that there is none.
 
         Raises:
             DestinationUnavailable: The service can't be reached, does not answer, does not let us, or fails.
         """
         answer = self._get(connection, path, JSON)
-        if answer.status in _ABSENT:
+        if answer.status in nothing:
             return []
         return _listed(answer)
 
