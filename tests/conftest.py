@@ -12,7 +12,8 @@
 ``service``
     ``service(retry_delay=0.1)`` starts a Results Service of the test's own with these settings and gives a ``Service``.
 ``agent``
-    ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``.
+    ``agent(service, lease=2)`` starts a DICOM agent with these settings and gives its ``ServerProcess``; a
+    DICOMweb agent with ``kind="dicomweb"``.
 ``database_url``
     URL of an empty database of the test's own; a test that takes it runs on SQLite and on PostgreSQL.
 ``own_postgres``
@@ -404,22 +405,22 @@ def service(tmp_path: Path) -> Iterator[ServiceStarter]:
 
 
 class AgentStarter(Protocol):
-    """Starts a DICOM agent for a service; it claims as soon as it is up."""
+    """Starts an agent for a service, of a kind: ``dicom`` or ``dicomweb``; it claims as soon as it is up."""
 
-    def __call__(self, service: Service, **settings: Any) -> ServerProcess: ...
+    def __call__(self, service: Service, kind: str = "dicom", **settings: Any) -> ServerProcess: ...
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentStarter]:
-    """Give a function that starts a DICOM agent for the time of the test."""
+    """Give a function that starts an agent for the time of the test."""
     with ExitStack() as running:
         count = 0
 
-        def start(service: Service, **settings: Any) -> ServerProcess:
+        def start(service: Service, kind: str = "dicom", **settings: Any) -> ServerProcess:
             nonlocal count
             count += 1
             made = ServerProcess(
-                [*_PROGRAM, "agent", "dicom"],
+                [*_PROGRAM, "agent", kind],
                 tmp_path / f"agent-{count}.log",
                 _variables({"service": service.url, "payloads": service.payloads, **settings}),
             )
