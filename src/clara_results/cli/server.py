@@ -13,11 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from clara_results import __version__
 from clara_results.api.app import create_app
+from clara_results.cli.probe import probe
 from clara_results.errors import ClaraResultsError, InvalidInput
 from clara_results.service import access
 from clara_results.service.engine import Engine
 from clara_results.settings import Settings
-from clara_results.wire.destinations import Destination, TestResult
 
 SHUTDOWN = 10
 """Seconds that requests under way have once the service is asked to end."""
@@ -53,7 +53,7 @@ class _Server(uvicorn.Server):
         self._ready_line = ready_line
         self._engine: Engine | None = None
         self.fault: ClaraResultsError | None = None
-        app = create_app(self._opened, functools.partial(_test_destination, settings))
+        app = create_app(self._opened, functools.partial(probe, settings))
         super().__init__(
             uvicorn.Config(
                 app,
@@ -177,15 +177,3 @@ def _bind(settings: Settings) -> socket.socket:
             code="cannot-listen",
         ) from error
     return listening
-
-
-def _test_destination(settings: Settings, destination: Destination) -> TestResult:
-    try:
-        from clara_results.agents.dicom.echo import echo_destination
-        from clara_results.agents.secrets import Secrets
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"destinations can't be tested here: {error.name} is missing; install clara-results[dicom]",
-            code="not-installed",
-        ) from error
-    return echo_destination(destination, Secrets(settings.secrets))
