@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from clara_results.agents.dicom.association import Association, AssociationSettings, Context, Peer
+from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.plan import plan
 from clara_results.agents.dicom.pool import AssociationPool
 from clara_results.agents.dicom.sending import Adopt, Sending
@@ -42,6 +43,7 @@ class DicomExporter:
         self._clock = clock
         self._secrets = secrets
         self._pool = AssociationPool(settings.idle, clock)
+        self._decoders = FrameDecoders()
         self._troubles = Troubles()
 
     @property
@@ -58,8 +60,9 @@ class DicomExporter:
         return self._pool.idle(name) if isinstance(name, str) else 0
 
     def close(self) -> None:
-        """Release the associations that are kept open."""
+        """Release the associations that are kept open, and end the decoders."""
         self._pool.close()
+        self._decoders.close()
 
     def deliver(self, delivery: Delivery) -> None:
         """Send every DICOM file of a task to the destination that its parameters name.
@@ -82,7 +85,14 @@ class DicomExporter:
             return association.open()
 
         sending = Sending(
-            delivery, destination, associate, self._pool, self._settings, self._clock, breaks
+            delivery,
+            destination,
+            associate,
+            self._pool,
+            self._settings,
+            self._clock,
+            self._decoders,
+            breaks,
         )
         instances = sorted(plan(delivery), key=lambda one: one.file.uri in breaks)
         if instances:

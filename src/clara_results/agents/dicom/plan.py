@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
@@ -32,6 +32,8 @@ _LATER = (
 
 
 CHUNK = 1 << 18
+HELD_BYTES = 8 << 20
+"""Bytes of a task's small files that are held from their reading to their sending, so that each is opened once."""
 Stamp = tuple[int, int]
 """A file's size in bytes, and its time of last change in nanoseconds."""
 
@@ -45,12 +47,14 @@ class Instance:
         header: What is known of it.
         stamp: Its file's size and time when that was read; another stamp, another file.
         sha256: Digest of its data set, 64 lower-case hex digits, where the file was small enough to be read whole.
+        data: Its data set, where it was so small, and not too many before it: up to HELD_BYTES of a task.
     """
 
     file: ResultFile
     header: Header
     stamp: Stamp
     sha256: str | None = None
+    data: memoryview | None = field(default=None, repr=False, compare=False)
 
     @property
     def context(self) -> tuple[str, str]:
@@ -151,12 +155,13 @@ def unread(
 
 
 def _readable(delivery: Delivery) -> Iterator[Instance]:
+    room = HELD_BYTES
     for file in delivery.task.files or ():
         delivery.checkpoint()
         try:
             with delivery.open(file) as opened:
                 now = _stamp(opened)
-                header, digest = _read(opened.fileno(), now[0], file.uri)
+                header, digest, data = _read(opened.fileno(), now[0], file.uri)
         except (FileRejected, OSError) as error:
             unread(delivery, file, error)
         except NotForReceivers as error:
@@ -169,16 +174,20 @@ def _readable(delivery: Delivery) -> Iterator[Instance]:
             reject(delivery, file, error.code, str(error))
         else:
             if _says_the_same(delivery, file, header):
-                yield Instance(file, header, now, digest)
+                if data is not None:
+                    data = data if len(data) <= room else None
+                    room -= len(data or b"")
+                yield Instance(file, header, now, digest, data)
 
 
-def _read(descriptor: int, size: int, uri: str) -> tuple[Header, str | None]:
-    """Return a file's header and, if all of the file was read for it, the digest of its data set."""
+def _read(descriptor: int, size: int, uri: str) -> tuple[Header, str | None, memoryview | None]:
+    """Return a file's header and, if all of the file was read for it, its data set and that one's digest."""
     if size > WINDOW:
-        return read_header(partial(os.pread, descriptor), size, uri), None
-    data = os.pread(descriptor, size, 0)
-    header = read_header(lambda count, offset: data[offset : offset + count], len(data), uri)
-    return header, hashlib.sha256(memoryview(data)[header.data_offset :]).hexdigest()
+        return read_header(partial(os.pread, descriptor), size, uri), None, None
+    whole = os.pread(descriptor, size, 0)
+    header = read_header(lambda count, offset: whole[offset : offset + count], len(whole), uri)
+    data = memoryview(whole)[header.data_offset :]
+    return header, hashlib.sha256(data).hexdigest(), data
 
 
 def _says_the_same(delivery: Delivery, file: ResultFile, header: Header) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import mmap
-import os
 import tempfile
 import threading
 import time
@@ -22,7 +21,8 @@ from clara_results.agents.dicom.association import (
     Context,
 )
 from clara_results.agents.dicom.connection import AssociationAborted, Interrupted
-from clara_results.agents.dicom.part10 import WINDOW, DicomUnreadable, Header
+from clara_results.agents.dicom.frames import FrameDecoders
+from clara_results.agents.dicom.part10 import DicomUnreadable, Header
 from clara_results.agents.dicom.plan import Instance, check_unchanged, reject, unread
 from clara_results.agents.dicom.pool import QUICK_RELEASE, AssociationPool, Negotiated
 from clara_results.agents.dicom.status import Kind, Verdict, judge
@@ -75,6 +75,7 @@ class Sending:
         pool: Associations that are open already.
         settings: Time limits.
         clock: Where time comes from.
+        decoders: What transcoding decodes by.
         breaks: How often which file, by URI, has broken an association; what happens now is added.
     """
 
@@ -86,8 +87,10 @@ class Sending:
         pool: AssociationPool,
         settings: AssociationSettings,
         clock: Clock,
+        decoders: FrameDecoders,
         breaks: Counter[str],
     ) -> None:
+        self.decoders = decoders
         self.delivery = delivery
         self.destination = destination
         self.settings = settings
@@ -484,24 +487,35 @@ class _Sender:
         Raises:
             CannotBeSent: There is no such transfer syntax, or it can't be transcoded to it.
             FileRejected: The file is gone, or not what was read before.
+            UnreadableInput: There is no room to transcode it, or it can't be read.
             OSError: It can't be read.
         """
         sop_class, syntax = instance.context
-        with self._sending.delivery.open(instance.file) as opened:
+        accepted = one.association.accepts(instance.context)
+        if accepted and instance.data is not None:
+            yield instance.context, instance.data, None
+            return
+        sending, out = self._sending, self._sending.scratch / f"{id(self)}.dcm"
+        with sending.delivery.open(instance.file) as opened:
             check_unchanged(opened, instance)
-            if one.association.accepts(instance.context):
-                yield instance.context, _data(opened, instance.header), None
+            if accepted:
+                yield instance.context, _mapped(opened, instance.header), None
                 return
             target = self._target(one, instance)
-            out = self._sending.scratch / f"{id(self)}.dcm"
             try:
-                header = transcode(opened, instance.header, target, out)
+                header = transcode(
+                    opened, instance.header, target, out, sending.decoders, sending.before_each
+                )
             except (CannotTranscode, DicomUnreadable) as error:
                 raise CannotBeSent(str(error), code=error.code) from error
+            except OSError as error:
+                raise UnreadableInput(
+                    f"it can't be transcoded: {error.strerror or error}"
+                ) from error
         try:
             with out.open("rb") as opened:
                 told = f"sent as {UID(target).name}; it was {UID(syntax).name}"
-                yield (sop_class, target), _data(opened, header), told
+                yield (sop_class, target), _mapped(opened, header), told
         finally:
             out.unlink()
 
@@ -542,14 +556,10 @@ class CannotBeSent(ClaraResultsError):
     code = "no-presentation-context"
 
 
-def _data(opened: BinaryIO, header: Header) -> memoryview:
-    """Return an open file's data set: mapped if it is large, so that it takes no memory."""
-    size = os.fstat(opened.fileno()).st_size
-    if size <= WINDOW:
-        return memoryview(os.pread(opened.fileno(), size, 0))[header.data_offset :]
+def _mapped(opened: BinaryIO, header: Header) -> memoryview:
+    """Return an open file's data set, mapped, so that it takes no memory."""
     # Unmapped when the last view of it goes: a traceback may hold one for a while.
-    mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    return memoryview(mapped)[header.data_offset :]
+    return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))[header.data_offset :]
 
 
 def _contexts(instances: Iterable[Instance]) -> dict[str, tuple[Context, ...]]:
