@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import urllib3
@@ -23,9 +23,12 @@ import uvicorn
 
 from clara_results.api.app import create_app
 from clara_results.client import ResultsClient
+from clara_results.domain.scopes import parse_scopes
 from clara_results.domain.tasks import Outcome
+from clara_results.service import access
 from clara_results.service.engine import Engine
 from clara_results.settings import Settings
+from clara_results.store.database import Database
 from clara_results.wire.destinations import Destination, TestResult, TestStep
 from clara_results.wire.tasks import FileOutcome, Registration, ResultFile, Task
 
@@ -217,3 +220,29 @@ def local(
     yield service
     service.close()
     engine.close()
+
+
+class TokenMaker(Protocol):
+    """Makes a token; the service knows it at the next call."""
+
+    def __call__(self, *scopes: str, name: str = ..., age: timedelta | None = ...) -> str: ...
+
+
+@pytest.fixture
+def beside(database_url: str, local: LocalService) -> Iterator[Database]:
+    """Open the service's database beside it, as the command does."""
+    with access.opened(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def make_token(beside: Database, local: LocalService) -> TokenMaker:
+    """Give what makes tokens."""
+
+    def make(*scopes: str, name: str = "one", age: timedelta | None = None) -> str:
+        allowed, now = parse_scopes(scopes), local.clock.now()
+        made = beside.write(lambda tx: access.create(tx, name, allowed, age, now)).result()
+        local.clock.advance(access.REFRESH)
+        return made.token
+
+    return make

@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 import urllib3
@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from clara_results.api.access import OPEN, RULES, As, GuardedRoute, Rule
 from clara_results.api.app import create_app
 from clara_results.client import ResultsClient
-from clara_results.domain.scopes import EVERYTHING, PLAIN, parse_scopes
+from clara_results.domain.scopes import EVERYTHING, PLAIN
 from clara_results.domain.tasks import State
 from clara_results.errors import Refused
 from clara_results.service import access
@@ -28,7 +28,7 @@ from tests.conftest import eventually
 from tests.integration.conftest import FakeClock
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Answer, LocalService
+    from tests.integration.conftest import Answer, LocalService, TokenMaker
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 OTHER_ADDRESS = "127.0.0.2"
@@ -37,30 +37,6 @@ SCOPES = (*PLAIN, "agent:clarascu", "agent:other", "agent:*")
 IMPLIED = {"admin": {"admin", "operate", "read", "register"}, "operate": {"operate", "read"}}
 OPEN_PATHS = {"/openapi.json", "/docs/assets"}
 """Served by the framework itself: the contract and the assets of its page."""
-
-
-class TokenMaker(Protocol):
-    """Makes a token; the service knows it at the next call."""
-
-    def __call__(self, *scopes: str, name: str = ..., age: timedelta | None = ...) -> str: ...
-
-
-@pytest.fixture
-def beside(database_url: str, local: "LocalService") -> Iterator[Database]:
-    """Open the service's database beside it, as the command does."""
-    with access.opened(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def make_token(beside: Database, local: "LocalService") -> TokenMaker:
-    def make(*scopes: str, name: str = "one", age: timedelta | None = None) -> str:
-        allowed, now = parse_scopes(scopes), local.clock.now()
-        made = beside.write(lambda tx: access.create(tx, name, allowed, age, now)).result()
-        local.clock.advance(access.REFRESH)
-        return made.token
-
-    return make
 
 
 @pytest.fixture
@@ -136,7 +112,7 @@ def expected(rule: Rule, scope: str) -> bool:
 
 
 def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     (task,) = local.register()
     made = {scope: make_token(scope, name=re.sub(r"\W", "-", scope) + "1") for scope in SCOPES}
@@ -172,7 +148,9 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
                 assert f'scope="{wanted[0]}' in challenge, where
 
 
-def test_the_contract_and_its_page_stay_open(local: "LocalService", make_token: TokenMaker) -> None:
+def test_the_contract_and_its_page_stay_open(
+    local: "LocalService", make_token: "TokenMaker"
+) -> None:
     make_token("admin")
     document = call(local, None, path="/openapi.json").json
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
@@ -183,7 +161,7 @@ def test_the_contract_and_its_page_stay_open(local: "LocalService", make_token: 
 
 
 def test_a_caller_is_refused_before_its_body_is_looked_at(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     make_token("admin")
     local.call("POST", "/api/tasks", raw=b"{no json").problem(401, "token-missing")
@@ -193,7 +171,7 @@ def test_a_caller_is_refused_before_its_body_is_looked_at(
 
 
 def test_an_agents_token_is_for_that_agents_tasks_alone(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     (mine,) = local.register(agent="mine")
     (others,) = local.register(agent="others")
@@ -222,7 +200,7 @@ def test_an_agents_token_is_for_that_agents_tasks_alone(
     assert done.state is State.SUCCEEDED
 
 
-def test_a_token_for_every_agent(local: "LocalService", make_token: TokenMaker) -> None:
+def test_a_token_for_every_agent(local: "LocalService", make_token: "TokenMaker") -> None:
     local.register(agent="one")
     client = ResultsClient(local.url, token=make_token("agent:*"))
     (task,) = client.claim("one")
@@ -238,7 +216,7 @@ def test_a_token_for_every_agent(local: "LocalService", make_token: TokenMaker) 
     ],
 )
 def test_reports_on_no_task(
-    local: "LocalService", make_token: TokenMaker, task_id: str, status: int, code: str
+    local: "LocalService", make_token: "TokenMaker", task_id: str, status: int, code: str
 ) -> None:
     token = make_token("agent:mine")
     path = f"/api/tasks/success/{task_id}"
@@ -246,7 +224,7 @@ def test_reports_on_no_task(
 
 
 def test_a_claim_that_waits_gets_nothing_once_its_token_is_revoked(
-    local: "LocalService", make_token: TokenMaker, revoke: Callable[[str], None]
+    local: "LocalService", make_token: "TokenMaker", revoke: Callable[[str], None]
 ) -> None:
     make_token("admin", name="other")
     client = ResultsClient(local.url, token=make_token("agent:clarascu"))
@@ -273,7 +251,7 @@ def test_without_a_token_a_service_on_loopback_is_open(local: "LocalService") ->
 
 
 def test_the_first_token_closes_it_and_the_last_revocation_opens_it_within_five_seconds(
-    local: "LocalService", make_token: TokenMaker, revoke: Callable[[str], None]
+    local: "LocalService", make_token: "TokenMaker", revoke: Callable[[str], None]
 ) -> None:
     assert call(local, None).status == 200
     token = make_token("read")
@@ -292,7 +270,7 @@ def test_the_first_token_closes_it_and_the_last_revocation_opens_it_within_five_
 
 
 def test_a_token_that_expires_counts_no_more_and_opens_nothing(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     token = make_token("read", age=timedelta(minutes=1))
     local.clock.advance(57)
@@ -306,7 +284,7 @@ def test_a_token_that_expires_counts_no_more_and_opens_nothing(
 
 @pytest.mark.parametrize("header", ["Bearer {}", "bearer {}", "BEARER  {} "])
 def test_the_token_comes_in_the_authorization_header(
-    local: "LocalService", make_token: TokenMaker, header: str
+    local: "LocalService", make_token: "TokenMaker", header: str
 ) -> None:
     headers = {"Authorization": header.format(make_token("read"))}
     assert local.call("GET", "/api/tasks", headers=headers).status == 200
@@ -324,14 +302,14 @@ def test_the_token_comes_in_the_authorization_header(
     ],
 )
 def test_what_is_no_token(
-    local: "LocalService", make_token: TokenMaker, header: str, code: str
+    local: "LocalService", make_token: "TokenMaker", header: str, code: str
 ) -> None:
     make_token("read")
     local.call("GET", "/api/tasks", headers={"Authorization": header}).problem(401, code)
 
 
 def test_a_tokens_digest_is_no_token(
-    local: "LocalService", make_token: TokenMaker, beside: Database
+    local: "LocalService", make_token: "TokenMaker", beside: Database
 ) -> None:
     token = make_token("read")
     stored = beside.read(tokens.unrevoked).result()[0].token_sha256
@@ -340,7 +318,7 @@ def test_a_tokens_digest_is_no_token(
 
 
 def test_a_tokens_last_use_is_written_down_once_a_minute(
-    local: "LocalService", make_token: TokenMaker, beside: Database
+    local: "LocalService", make_token: "TokenMaker", beside: Database
 ) -> None:
     token = make_token("read")
     make_token("read", name="never")
@@ -399,7 +377,7 @@ def from_other(
 
 @pytest.mark.parametrize("policy", [GRANTED])
 def test_who_comes_from_a_network_without_a_token_has_what_was_granted_to_it(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     call(local, None).problem(401, "token-missing")  # closed without any token, too
     assert from_other(local, "GET", "/api/tasks/ClaraSCU/pending").status == 200
@@ -412,7 +390,7 @@ def test_who_comes_from_a_network_without_a_token_has_what_was_granted_to_it(
 
 @pytest.mark.parametrize("policy", [GRANTED])
 def test_who_shows_a_token_has_what_the_token_allows_wherever_it_comes_from(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     token = make_token("read")
     assert from_other(local, "GET", "/api/tasks", bearer(token)).status == 200
@@ -470,7 +448,7 @@ def test_pages_of_our_own_may(local: "LocalService", site: str) -> None:
 
 
 def test_a_client_that_is_refused_is_told_which_setting_to_give(
-    local: "LocalService", make_token: TokenMaker
+    local: "LocalService", make_token: "TokenMaker"
 ) -> None:
     token = make_token("register")
     with pytest.raises(Refused, match="CLARA_RESULTS_TOKEN_FILE") as missing:
@@ -485,7 +463,7 @@ def test_a_client_that_is_refused_is_told_which_setting_to_give(
 
 
 def test_a_token_to_register_is_enough_to_upload_register_and_follow(
-    local: "LocalService", make_token: TokenMaker, tmp_path: Path
+    local: "LocalService", make_token: "TokenMaker", tmp_path: Path
 ) -> None:
     client = ResultsClient(local.url, token=make_token("register"))
     path = tmp_path / "a"

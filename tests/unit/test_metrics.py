@@ -41,7 +41,13 @@ def metrics() -> Metrics:
 
 
 def lane(destination: str, agent: str = "a", **changes: object) -> Lane:
-    values: dict[str, object] = {"pending": 0, "due_at": None, "failed": 0, "in_progress": 0}
+    values: dict[str, object] = {
+        "pending": 0,
+        "due_at": None,
+        "failed": 0,
+        "in_progress": 0,
+        "awaiting_commitment": 0,
+    }
     return Lane(agent=agent, destination=destination, **(values | changes))  # type: ignore[arg-type]
 
 
@@ -103,13 +109,22 @@ def test_files_and_deliveries_are_counted(metrics: Metrics) -> None:
 
 def test_how_the_work_stands(metrics: Metrics) -> None:
     lanes = [
-        lane("orthanc", pending=5, due_at=NOW - timedelta(seconds=40), failed=1, in_progress=2),
+        lane(
+            "orthanc",
+            pending=5,
+            due_at=NOW - timedelta(seconds=40),
+            failed=1,
+            in_progress=2,
+            awaiting_commitment=4,
+        ),
         lane("pacs", pending=1, due_at=NOW + timedelta(seconds=40)),
         lane("anybody", pending=2, due_at=NOW - timedelta(seconds=7)),
         lane("somebody", pending=3, due_at=NOW - timedelta(seconds=9)),
     ]
     found = samples(metrics, Standing(NOW, lanes, [ORTHANC, PACS]))
     tasks = {key[1:]: value for key, value in found.items() if key[0] == "clara_results_tasks"}
+    awaiting = {key for key in tasks if key[2] == "AwaitingCommitment"}
+    assert {key[1]: tasks.pop(key) for key in awaiting} == {"Orthanc": 4, "PACS": 0, OTHER: 0}
     assert tasks == {
         ("a", "Orthanc", "Pending"): 5, ("a", "Orthanc", "InProgress"): 2, ("a", "Orthanc", "Failed"): 1,
         ("a", "PACS", "Pending"): 1, ("a", "PACS", "InProgress"): 0, ("a", "PACS", "Failed"): 0,

@@ -179,14 +179,14 @@ class Runner:
         fault: ClaraResultsError | None,
     ) -> None:
         token = task.lease_token
+        kept = self._exporter.idle(task)
+        idle = Idle(associations=kept, seconds=self._exporter.idle_seconds) if kept else None
         failed = [o for o in outcomes.values() if o.outcome in {Outcome.RETRY, Outcome.REJECTED}]
         if isinstance(fault, Stopping | ServiceUnavailable):
             self._last_claim_answered()
             release = Release(lease_token=token or "", files=files)
             ended = self._insist(lambda: self._client.release(task.task_id, release))
         elif fault is None and not failed:
-            kept = self._exporter.idle(task)
-            idle = Idle(associations=kept, seconds=self._exporter.idle_seconds) if kept else None
             success = SuccessReport(lease_token=token, files=files, idle=idle)
             ended = self._insist(lambda: self._client.succeed(task.task_id, success))
         else:
@@ -197,6 +197,7 @@ class Runner:
                 retry_later=not isinstance(fault, TaskRejected),
                 code=fault.code if fault else None,
                 message=str(fault) if fault else _summary(failed),
+                idle=idle,
             )
             ended = self._insist(lambda: self._client.fail(task.task_id, failure))
         delivered = sum(o.outcome == Outcome.DELIVERED for o in outcomes.values())

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from dataclasses import replace as replace_fields
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -54,12 +55,13 @@ _OF_KIND: dict[str, dict[str, Callable[[Any], object]]] = {
 
 
 def checked(body: Destination) -> Destination:
-    """Check a destination.
+    """Check a destination, and return it with its statuses in their normal form.
 
     Raises:
         InvalidInput: ``errors`` has each fault.
     """
     faults: list[FieldError] = []
+    normal: dict[str, str] = {}
 
     def check(field: str, rule: Callable[[], object]) -> None:
         try:
@@ -88,7 +90,7 @@ def checked(body: Destination) -> Destination:
             FieldError("maxAssociations", f"{body.max_associations} is not within 1 to 1000")
         )
     if body.statuses is not None:
-        check("statuses", lambda: statuses.checked(body.statuses or {}))
+        check("statuses", lambda: normal.update(statuses.checked(body.statuses or {})))
     faults += _tls_faults(body) + _auth_faults(body)
     if faults:
         raise InvalidInput(
@@ -96,7 +98,7 @@ def checked(body: Destination) -> Destination:
             code="invalid-destination",
             errors=faults,
         )
-    return body
+    return replace_fields(body, statuses=normal or None)
 
 
 def _tls_faults(body: Destination) -> list[FieldError]:

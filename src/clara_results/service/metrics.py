@@ -52,6 +52,7 @@ class Lane:
         due_at: When the first of them is or was due; None: there is none.
         failed: Dead letters.
         in_progress: Tasks that an agent holds.
+        awaiting_commitment: Tasks whose receiver is to commit itself to keep what it was sent.
     """
 
     agent: str
@@ -60,6 +61,7 @@ class Lane:
     due_at: datetime | None
     failed: int
     in_progress: int
+    awaiting_commitment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Standing:
 
 def standing(connection: sa.Connection, now: datetime) -> Standing:
     """Return how the work stands."""
-    held = {(row.agent, row.destination): row.tasks for row in store.in_progress(connection)}
+    held = store.in_state(connection, State.IN_PROGRESS)
+    awaiting = store.in_state(connection, State.AWAITING_COMMITMENT)
     lanes = [
         Lane(
             agent=row.agent,
@@ -98,6 +101,7 @@ def standing(connection: sa.Connection, now: datetime) -> Standing:
             due_at=min((at for at in (row.in_line, row.due_at) if at is not None), default=None),
             failed=row.failed,
             in_progress=held.get((row.agent, row.destination), 0),
+            awaiting_commitment=awaiting.get((row.agent, row.destination), 0),
         )
         for row in store.lanes_standing(connection)
     ]
@@ -272,6 +276,7 @@ class Metrics:
             agent, destination = self._agent(lane.agent), self._destination(lane.destination)
             counts[agent, destination, State.PENDING] += lane.pending
             counts[agent, destination, State.IN_PROGRESS] += lane.in_progress
+            counts[agent, destination, State.AWAITING_COMMITMENT] += lane.awaiting_commitment
             counts[agent, destination, State.FAILED] += lane.failed
             age = 0.0 if lane.due_at is None else (found.at - lane.due_at).total_seconds()
             ages[agent, destination] = max(age, ages[agent, destination])

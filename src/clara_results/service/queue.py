@@ -158,12 +158,13 @@ class Queue:
         if report.files is None:
             self._tell_rest(transaction.connection, row, Outcome.DELIVERED, None, None)
             told = True
-        if report.idle is not None and report.idle.associations > 0:
-            self._keep_idle(transaction.connection, row, report.idle)
+        self._keep_idle(transaction.connection, row, report.idle)
         return self._end(transaction, row, _Ending(Event.SETTLED, report=SUCCESS), progressed=told)
 
-    def _keep_idle(self, connection: sa.Connection, row: Row, idle: Idle) -> None:
+    def _keep_idle(self, connection: sa.Connection, row: Row, idle: Idle | None) -> None:
         """Have associations that the holder of a task keeps open count for as long as it does, but no more than it had."""
+        if idle is None or idle.associations < 1:
+            return
         instance = store.attempts_of(connection, row.id)[-1].instance
         if instance is not None:
             until = self._clock.now() + min(timedelta(seconds=idle.seconds), IDLE_LIMIT)
@@ -182,6 +183,7 @@ class Queue:
         if row.state != State.IN_PROGRESS:
             return views.task(row)  # the same report came before
         told = self._tell(transaction.connection, row, report.files)
+        self._keep_idle(transaction.connection, row, report.idle)
         code = _cut(report.code, CODE_LIMIT)
         if report.unavailable:
             event = Event.UNAVAILABLE

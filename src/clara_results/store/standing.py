@@ -4,7 +4,7 @@ They must stay cheap however many tasks there are: finished tasks are never coun
 count reads one partial index alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,11 +42,14 @@ def lanes_standing(connection: sa.Connection) -> Sequence[Row]:
     return connection.execute(found).all()
 
 
-def in_progress(connection: sa.Connection) -> Sequence[Row]:
-    """Return agent, destination and number of the tasks in progress."""
-    found = sa.select(tasks.c.agent, tasks.c.destination, sa.func.count().label("tasks"))
-    held = found.where(tasks.c.state == State.IN_PROGRESS)
-    return connection.execute(held.group_by(tasks.c.agent, tasks.c.destination)).all()
+def in_state(connection: sa.Connection, state: State) -> Mapping[tuple[str, str], int]:
+    """Return the number of tasks of a state by agent and destination: of a state that few are in."""
+    found = (
+        sa.select(tasks.c.agent, tasks.c.destination, sa.func.count().label("tasks"))
+        .where(tasks.c.state == sa.literal_column(f"'{state}'"))
+        .group_by(tasks.c.agent, tasks.c.destination)
+    )
+    return {(row.agent, row.destination): row.tasks for row in connection.execute(found)}
 
 
 def destinations_standing(connection: sa.Connection) -> Sequence[Row]:

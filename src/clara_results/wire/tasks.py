@@ -296,6 +296,7 @@ class FailureReport:
         message: The reason for people.
         files: Outcomes that are known.
         unavailable: The destination as a whole could not be reached: it is tried again, retries unchanged.
+        idle: As in SuccessReport.
     """
 
     retry_later: bool
@@ -304,6 +305,7 @@ class FailureReport:
     message: str | None = None
     files: list[FileOutcome] | None = None
     unavailable: bool = False
+    idle: Idle | None = None
 
 
 @body(strict=True)
