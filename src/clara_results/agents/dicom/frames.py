@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import warnings
@@ -127,6 +128,11 @@ class FrameDecoder:
         return native, answer["photometric_interpretation"]
 
     @property
+    def pid(self) -> int:
+        """Return the child's process id."""
+        return self._process.pid
+
+    @property
     def closed(self) -> bool:
         """Tell whether it was closed, or had to be."""
         return self._connection.closed
@@ -177,12 +183,14 @@ def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
         Exception: Whatever a codec raises.
     """
     from pydicom.encaps import encapsulate
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.processing import convert_color_space
     from pydicom.uid import UID, JPEGLosslessSV1
 
     syntax, plugin = description.transfer_syntax_uid, _PLUGINS[description.transfer_syntax_uid]
     is_jpeg = plugin == "gdcm"
+    if is_jpeg:
+        _check_jpeg(description, frame)
     # GDCM finds the process in the codestream; pydicom's decoders for the lossy ones refuse 12 bits, which it can do.
     decoder = get_decoder(JPEGLosslessSV1 if is_jpeg else UID(syntax))
     whole = is_jpeg and not description.pixel_representation
@@ -221,6 +229,27 @@ def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
     if len(native) != description.native_size:
         raise FrameUndecodable("it has not as many pixels as the data set says")
     return native, interpretation
+
+
+def _check_jpeg(description: FrameDescription, frame: bytes) -> None:
+    """Hold a JPEG codestream's frame header (ISO/IEC 10918-1 B.2.2) to what the data set says.
+
+    GDCM does not: of samples that are wider than Bits Allocated it returns the half, as if it were the whole.
+    """
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
+            size = description.rows, description.columns, description.samples_per_pixel
+            if (rows, columns, components) != size or bits > description.bits_allocated:
+                raise FrameUndecodable(
+                    f"its codestream has {rows} by {columns} pixels of {components} samples of {bits} bits; "
+                    f"the data set says {size[0]} by {size[1]} of {size[2]} of {description.bits_allocated}"
+                )
+            return
+        at += 1 if marker == 0xFF else 2 + length
+    raise FrameUndecodable("it holds no JPEG frame header")
 
 
 def _serve(connection: Connection) -> None:
