@@ -100,6 +100,78 @@ def test_all_faults_are_said_at_once(local: "LocalService") -> None:
     assert fields == ["name", "aeTitle", "host", "port"]
 
 
+WEB: dict[str, Any] = {"name": "Web", "kind": "dicomweb", "url": "https://pacs.example/dicom-web"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        WEB,
+        WEB | {"auth": {"kind": "basic", "userName": "clara", "secret": "pacs-password"}},
+        WEB | {"auth": {"kind": "bearer", "secret": "token"}},
+        WEB | {"auth": {"kind": "oauth2", "tokenUrl": "https://id.example/token", "clientId": "c", "secret": "s"}},
+        WEB | {"tls": {"ca": "ca.pem", "certificate": "agent.pem", "key": "agent.key"}},
+        BODY | {"tls": {"checkHost": False}, "auth": {"kind": "basic", "userName": "clara"}},
+        BODY | {"maxAssociations": 8, "verify": "full", "commitment": "require", "overwrite": True, "transcode": False},
+    ],
+)  # fmt: skip
+def test_what_it_is_told_it_keeps(local: "LocalService", body: dict[str, Any]) -> None:
+    assert local.call("POST", OURS, body).status == 201
+    shown = local.call("GET", f"{OURS}/{body['name']}").json
+    for name, value in body.items():
+        if isinstance(value, dict):
+            assert has(shown[name], value)
+        else:
+            assert shown[name] == value
+
+
+def test_statuses_are_kept_in_one_form(local: "LocalService") -> None:
+    added = local.call("POST", OURS, BODY | {"statuses": {"c000": "retry", "bXXX": "reject"}})
+    assert added.json["statuses"] == {"C000": "retry", "Bxxx": "reject"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (WEB | {"url": None}, "url"),
+        (WEB | {"url": "ftp://pacs"}, "url"),
+        (WEB | {"url": "https://user:word@pacs/"}, "url"),
+        (WEB | {"url": "https://pacs/?x=1"}, "url"),
+        (WEB | {"host": "pacs"}, "host"),
+        (WEB | {"commitment": "ask"}, "commitment"),
+        (WEB | {"url": "http://pacs", "tls": {}}, "tls"),
+        (WEB | {"auth": {"kind": "basic", "userName": "clara"}}, "auth.secret"),
+        (WEB | {"auth": {"kind": "oauth2", "secret": "s", "clientId": "c"}}, "auth.tokenUrl"),
+        (WEB | {"auth": {"kind": "magic"}}, "auth.kind"),
+        (BODY | {"url": "https://pacs"}, "url"),
+        (BODY | {"auth": {"kind": "oauth2", "tokenUrl": "https://x", "clientId": "c", "secret": "s"}}, "auth.kind"),
+        (BODY | {"auth": {"kind": "bearer"}}, "auth.secret"),
+        (BODY | {"auth": {"kind": "bearer", "secret": "../../etc/passwd"}}, "auth.secret"),
+        (BODY | {"tls": {"ca": "/etc/ssl/ca.pem"}}, "tls.ca"),
+        (BODY | {"tls": {"key": "agent.key"}}, "tls.certificate"),
+        (BODY | {"maxAssociations": 0}, "maxAssociations"),
+        (BODY | {"statuses": {"0000": "reject"}}, "statuses"),
+        (BODY | {"statuses": {"C000": "delivered"}}, "statuses"),
+        (BODY | {"verify": "perhaps"}, "verify"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_named(
+    local: "LocalService", body: dict[str, Any], field: str
+) -> None:
+    answer = local.call("POST", OURS, body)
+    assert answer.status == 422, answer.data
+    assert field in [fault["field"] for fault in answer.json["errors"]]
+    assert b"word@" not in answer.data
+
+
+def test_the_original_sees_dimse_destinations_only(local: "LocalService") -> None:
+    local.call("POST", OURS, WEB)
+    assert local.call("GET", ORIGINAL).json == []
+    local.call("GET", f"{ORIGINAL}/Web").problem(404, "destination-not-found")
+    local.call("DELETE", f"{ORIGINAL}/Web").problem(404, "destination-not-found")
+    assert local.call("GET", f"{OURS}/Web").status == 200
+
+
 def test_a_test_is_of_the_destination_as_it_stands(local: "LocalService") -> None:
     local.call("POST", OURS, BODY)
     answer = local.call("POST", f"{OURS}/ORTHANC/test")

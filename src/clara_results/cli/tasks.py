@@ -43,7 +43,7 @@ def listing(
     destination: ToDestination = None,
     query: Annotated[
         str | None,
-        typer.Option("--query", "-q", help="Part of a job, pipeline, payload, operator or destination; or a whole task id or SOP Instance UID."),
+        typer.Option("--query", "-q", help="A whole Study, Series or SOP Instance UID, accession number, patient id or task id; or part of a job, pipeline, payload, operator or destination."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 100,
     as_json: Json = False,
