@@ -218,7 +218,7 @@ class Orthanc:
             answer = self._http.request("GET", f"{self.http_url}/system")
         except urllib3.exceptions.HTTPError:
             return False
-        return answer.status == 200 and ports.listens(self.dicom_port)
+        return answer.status in {200, 401} and ports.listens(self.dicom_port)
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET of its REST API, such as ``/statistics``."""

@@ -332,8 +332,26 @@ def test_success_with_nothing_stored_is_a_failure(
         exchange.body()
         exchange.answer(200, body)
 
-    delivery = deliver(peer(script), tmp_path)
-    assert told(delivery) == dict.fromkeys("01", (RETRY, "not-stored", True))
+    delivery = FolderDelivery(tmp_path)
+    with pytest.raises(DestinationUnavailable, match="answered 200 and stored nothing") as caught:
+        deliver(peer(script), tmp_path, delivery=delivery)
+    assert caught.value.code == "nothing-stored"
+    assert told(delivery) == {}
+
+
+def test_success_with_one_left_out_is_a_failure_of_that_one(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter
+) -> None:
+    uids = series(tmp_path, write_ct, 3)
+
+    def script(exchange: Exchange) -> None:
+        kept = [uid for uid in exchange.instances() if uid != uids[1]]
+        exchange.answer(200, references(exchange.keep(*(kept or ["none"]))))
+
+    for settings in (SHORT, dataclasses.replace(SHORT, batch_files=1)):
+        delivery = deliver(peer(script), tmp_path, settings=settings)
+        assert told(delivery).pop("1") == (RETRY, "not-stored", True)
+        assert len(delivery.codes(Outcome.DELIVERED)) == 2
 
 
 def test_success_without_a_word_counts_for_what_is_there(

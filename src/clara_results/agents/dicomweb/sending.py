@@ -273,7 +273,9 @@ class Sending:
                 self._waits = 0
                 self._broke_in_a_row.clear()
         no_room = self._mentioned(connection, said, status, sent)
-        again = self._unmentioned(connection, status, unmentioned) if unmentioned else []
+        again = []
+        if unmentioned:
+            again = self._unmentioned(connection, status, unmentioned, len(sent))
         if no_room is not None:
             raise DestinationUnavailable(
                 f"{self._destination.name} answered {no_room.code}: {no_room.words}",
@@ -350,9 +352,9 @@ class Sending:
             self._tell(instance, Outcome.REJECTED, verdict.code, words, doubt=True)
 
     def _unmentioned(
-        self, connection: WebConnection, status: int, left: Sequence[Instance]
+        self, connection: WebConnection, status: int, left: Sequence[Instance], count: int
     ) -> list[Batch]:
-        """Tell of instances that the answer does not name; return those to be tried in smaller requests."""
+        """Tell of instances that the answer to ``count`` does not name; return those to be tried in smaller requests."""
         if status == _TOO_LARGE:
             if len(left) > 1:
                 return _halves(left)
@@ -363,6 +365,14 @@ class Sending:
         absent = self._settled(connection, left)
         if status >= 300 and len(left) > 1:
             return _halves(absent)
+        if status < 300 and len(absent) == count and (count > 1 or not self._went_well):
+            # As Orthanc 1.10 answers whose disk is full.
+            self._remember(absent)
+            raise DestinationUnavailable(
+                f"{self._destination.name} answered {status} and stored nothing of the request: look at its log, and "
+                "whether it has room",
+                code="nothing-stored",
+            )
         for instance in absent:
             if status >= 300:
                 self._tell(instance, Outcome.REJECTED, f"http-{status}", _refused(status))
