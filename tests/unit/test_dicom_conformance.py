@@ -49,7 +49,7 @@ def test_time_limits(limit: str, setting: str, default: str) -> None:
 
 
 def test_time_limits_that_are_said_otherwise() -> None:
-    assert row("answer to a release") == f" | {AssociationSettings().release} s"
+    assert row("answer to a release") == f"| {AssociationSettings().release} s"
     assert row("all instances of a task").startswith("`task_timeout` | 6 h")
     assert FIELDS["task_timeout"].default == 6 * 3600
     assert FIELDS["give_up"].default == 72 * 3600
