@@ -26,6 +26,8 @@ from clara_results.wire.tasks import FileOutcome, Progress, Renewal, ResultFile,
 
 REPORT_EVERY = 0.5
 """Seconds for which outcomes gather before they are reported."""
+REPORT_AT = 250
+"""Outcomes that are reported at once, so that few are left for the end of a large task."""
 UNREPORTED_LIMIT = 1.0
 """Age in seconds of an outcome not yet reported, past which nothing more is sent: what may come twice after a
 crash is bounded by it."""
@@ -141,7 +143,9 @@ class HeldTask:
             self._bytes += size
             if self._oldest is None:
                 self._oldest = self._clock.monotonic()
-            self._changed.notify_all()
+                self._changed.notify_all()
+            elif len(self._unreported) == REPORT_AT:
+                self._changed.notify_all()
 
     def checkpoint(self) -> None:
         """Return if the next file may go out; wait while outcomes can't be reported.
@@ -207,7 +211,7 @@ class HeldTask:
     def _wait_for(self, renew_at: float) -> float:
         """Return the seconds until the next renewal has to go out."""
         at = renew_at if self._oldest is None else min(renew_at, self._oldest + REPORT_EVERY)
-        if self._open <= self._allowed < self._reported:
+        if len(self._unreported) >= REPORT_AT or self._open <= self._allowed < self._reported:
             return 0.0  # others wait for what was closed
         return at - self._clock.monotonic()
 

@@ -71,7 +71,8 @@ def file_uri(uri: str) -> str:
             "that is not a safe URI: relative to the payload, '/'-separated, no empty part, '.', '..' or "
             "drive"
         )
-    if "\\" in uri or any(unicodedata.category(c) in {"Cc", "Cs"} for c in uri):
+    plain = uri.isascii() and uri.isprintable()
+    if "\\" in uri or not (plain or all(unicodedata.category(c) not in {"Cc", "Cs"} for c in uri)):
         raise UnsafeUri("that is not a safe URI: no back-slash and no control character")
     return uri
 

@@ -53,22 +53,25 @@ def to_json(body: object) -> bytes:
 
 
 @functools.cache
-def _names(kind: Any) -> list[tuple[str, str]]:
+def _names(kind: Any) -> list[tuple[str, str]] | None:
+    """Return a dataclass's fields and what JSON calls them; None: it is none."""
+    if not dataclasses.is_dataclass(kind):
+        return None
     return [(f.name, camel(f.name)) for f in dataclasses.fields(kind)]
 
 
 def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
+    if kind is list or kind is tuple:
+        return [_plain(item) for item in value]  # type: ignore[attr-defined]
+    names = _names(kind)
+    if names is not None:
         return {
-            key: _plain(item)
-            for name, key in _names(type(value))
-            if (item := getattr(value, name)) is not None
+            key: _plain(item) for name, key in names if (item := getattr(value, name)) is not None
         }
-    if isinstance(value, datetime):
-        return timestamp(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return timestamp(value) if isinstance(value, datetime) else value
 
 
 def from_json(kind: type[T], value: Any) -> T:
@@ -78,39 +81,70 @@ def from_json(kind: type[T], value: Any) -> T:
         TypeError: A field without a default is missing, or a value is not of its field's type.
         ValueError: A value is no time, or none of an enumeration's.
     """
-    return cast("T", _typed(kind, value))
+    return cast("T", _reader(kind)(value))
+
+
+Reader = Callable[[Any], Any]
 
 
 @functools.cache
-def _fields(kind: type) -> list[tuple[str, str, Any]]:
-    hints = typing.get_type_hints(kind)
-    return [(f.name, camel(f.name), hints[f.name]) for f in dataclasses.fields(kind)]
-
-
-def _typed(kind: Any, value: Any) -> Any:
+def _reader(kind: Any) -> Reader:
+    """Return what builds a value of a type from decoded JSON: made once, since it takes longer than to run it."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
-        return value if value is None or len(options) != 1 else _typed(options[0], value)
+        if len(options) != 1:
+            return lambda value: value
+        one = _reader(options[0])
+        return lambda value: None if value is None else one(value)
     if origin in (list, tuple):
-        _expect(list, value)
-        return [_typed(typing.get_args(kind)[0], item) for item in value]
+        return _list_reader(_reader(typing.get_args(kind)[0]))
     if origin is dict:
-        _expect(dict, value)
-        return {key: _typed(typing.get_args(kind)[1], item) for key, item in value.items()}
+        return _dict_reader(_reader(typing.get_args(kind)[1]))
     if kind is Any:
-        return value
+        return lambda value: value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        _expect(dict, value)
-        return kind(
-            **{name: _typed(hint, value[key]) for name, key, hint in _fields(kind) if key in value}
-        )
+        return _body_reader(kind)
     if issubclass(kind, datetime):
-        return datetime.fromisoformat(value)
+        return datetime.fromisoformat
     if issubclass(kind, enum.Enum):
-        return kind(value)
-    _expect((int, float) if kind is float else kind, value)
-    return value
+        return cast("Reader", kind)
+    return _plain_reader((int, float) if kind is float else kind)
+
+
+def _list_reader(item: Reader) -> Reader:
+    def read(value: Any) -> list[Any]:
+        _expect(list, value)
+        return [item(each) for each in value]
+
+    return read
+
+
+def _dict_reader(item: Reader) -> Reader:
+    def read(value: Any) -> dict[str, Any]:
+        _expect(dict, value)
+        return {key: item(each) for key, each in value.items()}
+
+    return read
+
+
+def _body_reader(kind: type) -> Reader:
+    hints = typing.get_type_hints(kind)
+    fields = [(f.name, camel(f.name), _reader(hints[f.name])) for f in dataclasses.fields(kind)]
+
+    def read(value: Any) -> Any:
+        _expect(dict, value)
+        return kind(**{name: item(value[key]) for name, key, item in fields if key in value})
+
+    return read
+
+
+def _plain_reader(kind: type | tuple[type, ...]) -> Reader:
+    def read(value: Any) -> Any:
+        _expect(kind, value)
+        return value
+
+    return read
 
 
 def _expect(kind: type | tuple[type, ...], value: Any) -> None:

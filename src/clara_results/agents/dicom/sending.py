@@ -50,6 +50,8 @@ PATIENCE = 5.0
 SHORT_PATIENCE = 2.0
 """The same once the lease is lost, or the task has taken too long; it is enough for releases."""
 _TASK_TIMEOUT = "task-timeout"
+UNSURE = 0.02
+"""Seconds without an instance after which it is worth a look whether the receiver has ended an association."""
 RESTED = 1.0
 """Seconds without an instance after which an association may have been ended by the receiver."""
 _OUTCOMES = {
@@ -437,7 +439,8 @@ class _Sender:
         now = self._sending.clock.monotonic()
         if one is not None:
             one.rested = one.rested or now - self._last > RESTED
-            if one.settled.issuperset(contexts) and (not one.used or one.association.idles()):
+            unsure = one.used and now - self._last > UNSURE
+            if one.settled.issuperset(contexts) and not (unsure and not one.association.idles()):
                 return one
             self._leave()
         self._sending.uses(+1)
