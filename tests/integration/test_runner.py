@@ -1,7 +1,8 @@
 """The runner of every agent, with a scripted exporter and a real service."""
 
+import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,12 @@ from clara_results.agents.exporter import Delivery, FileRejected, TaskRejected
 from clara_results.agents.runner import Runner
 from clara_results.client import ResultsClient
 from clara_results.domain.clock import SystemClock
+from clara_results.domain.receivers import Clearance
 from clara_results.domain.tasks import Outcome, State
 from clara_results.errors import DestinationUnavailable, LeaseLost, Stopping
 from clara_results.payloads import FolderStore
+from clara_results.wire.destinations import Destination
+from clara_results.wire.instances import Announced
 from clara_results.wire.tasks import FileOutcome, Registration, ResultFile, Task
 from tests.conftest import eventually
 
@@ -30,11 +34,12 @@ class Scripted:
     def __init__(self, script: Script) -> None:
         self._script = script
         self.raised: list[BaseException] = []
+        self.kept = 0
 
-    idle_seconds = 0.0
+    idle_seconds: float = 0.0
 
-    def idle(self, task: Task) -> int:  # noqa: ARG002
-        return 0
+    def idle(self, task: Task) -> int:
+        return self.kept
 
     def close(self) -> None:
         pass
@@ -365,3 +370,105 @@ def test_an_agent_waits_for_a_service_that_is_not_there_yet(
         served.start()
         task = register(served)
         wait_for(served, task, State.SUCCEEDED)
+
+
+# Announcements and associations
+
+
+def announced(file: ResultFile) -> Announced:
+    return Announced(uri=file.uri, sop_instance_uid=f"1.2.{file.uri[1:]}", sha256="0" * 64)
+
+
+def test_what_is_announced_is_known_before_it_goes_out_though_the_service_is_away(
+    served: "Service",
+) -> None:
+    task = register(served)
+    away = threading.Event()
+    cleared: list[Mapping[str, Clearance]] = []
+
+    def script(delivery: Delivery) -> None:
+        served.kill()
+        away.set()
+        cleared.append(delivery.announce([announced(file) for file in delivery.task.files or ()]))
+        deliver_all(delivery)
+
+    with running(served, script, lease=30):
+        assert away.wait(10)
+        assert cleared == []
+        served.start()
+        wait_for(served, task, State.SUCCEEDED)
+    assert cleared == [dict.fromkeys(("f0", "f1", "f2"), Clearance.SEND)]
+    files = served.client.files(task.task_id).items
+    assert [file.sop_instance_uid for file in files] == ["1.2.0", "1.2.1", "1.2.2"]
+
+
+def test_who_has_lost_the_task_announces_nothing(served: "Service") -> None:
+    task = register(served)
+
+    def script(delivery: Delivery) -> None:
+        served.client.cancel(task.task_id)
+        delivery.announce([announced(file) for file in delivery.task.files or ()])
+
+    with running(served, script) as (exporter, _, _):
+        eventually(lambda: bool(exporter.raised), "the exporter is told")
+        assert isinstance(exporter.raised[0], LeaseLost)
+
+
+def test_a_task_makes_room_for_another_as_soon_as_it_has_closed_an_association(
+    served: "Service",
+) -> None:
+    served.client.add_destination(
+        Destination(name="Pacs", ae_title="PACS", host="127.0.0.1", port=104, max_associations=2)
+    )
+    register(served, 2)
+    files = [ResultFile(uri="f0"), ResultFile(uri="f1")]
+
+    def to_pacs(job: str) -> Task:
+        body = Registration(
+            agent="Tester", job_id=job, pipeline_id="pipe", payload_id="pay", data=["Pacs"], files=files
+        )  # fmt: skip
+        return served.client.register(body).tasks[0]
+
+    first = to_pacs("first")
+    at_first, later, end = threading.Event(), threading.Event(), threading.Event()
+
+    def script(delivery: Delivery) -> None:
+        if delivery.task.task_id == first.task_id:
+            assert delivery.associations == 2
+            delivery.uses(2)
+            at_first.set()
+            eventually(lambda: delivery.associations == 1, "it is asked to close one", 20)
+            assert not later.is_set()
+            delivery.uses(1)
+            assert end.wait(20)
+        elif delivery.task.job_id == "second":
+            assert delivery.associations == 1
+            later.set()
+        deliver_all(delivery)
+
+    with running(served, script, lease=5):
+        assert at_first.wait(10)
+        second = to_pacs("second")
+        wait_for(served, second, State.SUCCEEDED)
+        end.set()
+        wait_for(served, first, State.SUCCEEDED)
+
+
+def test_what_the_exporter_keeps_open_is_told_at_the_end(served: "Service") -> None:
+    served.client.add_destination(
+        Destination(name="Pacs", ae_title="PACS", host="127.0.0.1", port=104, max_associations=1)
+    )
+    register(served, 1)
+    body = Registration(
+        agent="Tester", job_id="kept", pipeline_id="pipe", payload_id="pay", data=["Pacs"],
+        files=[ResultFile(uri="f0")],
+    )  # fmt: skip
+    task = served.client.register(body).tasks[0]
+    with running(served, deliver_all) as (exporter, _, _):
+        exporter.kept = 1
+        exporter.idle_seconds = 60.0
+        wait_for(served, task, State.SUCCEEDED)
+    served.client.register(dataclasses.replace(body, job_id="next"))
+    others = ResultsClient(served.url, instance="other:1")
+    assert others.claim("tester") == []
+    assert len(ResultsClient(served.url, instance="test:1").claim("tester")) == 1

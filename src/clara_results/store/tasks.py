@@ -328,12 +328,19 @@ def uris(connection: sa.Connection, task: int) -> Sequence[str]:
 _TELL_FILES = Statement(
     files.update()
     .where(*same(files, "task", "uri"), files.c.outcome != literal(Outcome.DELIVERED))
-    .values(given(files, "outcome", "code", "message", "sop_instance_uid", "attempt", "updated_at"))
+    .values(
+        given(files, "outcome", "code", "message", "attempt", "updated_at")
+        | {
+            "sop_instance_uid": sa.func.coalesce(
+                sa.bindparam("sop_instance_uid", type_=sa.Text), files.c.sop_instance_uid
+            )
+        }
+    )
 )
 
 
 def tell_files(connection: sa.Connection, told: Sequence[Mapping[str, Any]]) -> int:
-    """Write files' outcomes; one that is delivered stays so.
+    """Write files' outcomes; one that is delivered stays so, and a SOP Instance UID that is known.
 
     Args:
         connection: Within a transaction.
