@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,12 @@ class Receiver:
             http.request("DELETE", f"{self.http}/patients/{patient}")
 
 
-def start(kind: str, folder: Path, running: ExitStack) -> Receiver:
-    """Start a receiver of a kind, for as long as ``running`` is."""
+def start(kind: str, folder: Path, running: ExitStack, plugins: Sequence[str] = ()) -> Receiver:
+    """Start a receiver of a kind, for as long as ``running`` is; Orthanc with these plugins, by their paths."""
     folder.mkdir(parents=True)
     tuned, port = not kind.endswith("-shipped"), free_port()
     if kind.startswith("orthanc"):
-        return _orthanc(kind, port, folder, running)
+        return _orthanc(kind, port, folder, running, plugins)
     environment: dict[str, str] = {}
     if kind == "sink":
         command = [sys.executable, str(Path(__file__).with_name("sink.py")), str(port)]
@@ -77,7 +78,9 @@ def start(kind: str, folder: Path, running: ExitStack) -> Receiver:
     return Receiver(kind, port)
 
 
-def _orthanc(kind: str, port: int, folder: Path, running: ExitStack) -> Receiver:
+def _orthanc(
+    kind: str, port: int, folder: Path, running: ExitStack, plugins: Sequence[str]
+) -> Receiver:
     http_port = free_port()
     settings = {
         "StorageDirectory": str(folder / "storage"),
@@ -89,7 +92,7 @@ def _orthanc(kind: str, port: int, folder: Path, running: ExitStack) -> Receiver
         "UnknownSopClassAccepted": True,
         "AuthenticationEnabled": False,
         "RemoteAccessAllowed": False,
-        "Plugins": [],
+        "Plugins": list(plugins),
     }
     if not kind.endswith("-shipped"):
         settings |= {"TcpNoDelay": True, "MaximumPduLength": PDU}

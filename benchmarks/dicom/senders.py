@@ -96,6 +96,7 @@ class Ours:
     Attributes:
         payloads: Where files have to lie.
         agent: The agent's process.
+        client: A client of the service.
     """
 
     def __init__(self, folder: Path, running: ExitStack) -> None:
@@ -103,7 +104,7 @@ class Ours:
         service = Service(folder, running)
         self.payloads = folder / "payloads"
         self.payloads.mkdir(exist_ok=True)
-        self._client = ResultsClient(service.url)
+        self.client = ResultsClient(service.url)
         environment = {"SERVICE": service.url, "PAYLOADS": str(self.payloads), "LOG_LEVEL": "warning"}  # fmt: skip
         self.agent = Process(
             [sys.executable, "-m", "clara_results", "agent", "dicom"],
@@ -115,7 +116,7 @@ class Ours:
     def destination(self, receiver: Receiver, associations: int) -> str:
         """Set a destination up, and return its name."""
         name = f"{receiver.kind}-{associations}"
-        self._client.add_destination(
+        self.client.add_destination(
             Destination(
                 name=name,
                 ae_title="RECEIVER",
@@ -126,8 +127,8 @@ class Ours:
         )
         return name
 
-    def deliver(self, series: Series, destination: str) -> float:
-        """Register a series, and return the seconds from the claim of its task to the last report of it.
+    def deliver(self, series: Series, destination: str, agent: str = AGENT) -> float:
+        """Register a series for an agent, and return the seconds from the claim of its task to the last report of it.
 
         Raises:
             BenchmarkFailed: Not all of it was delivered.
@@ -135,15 +136,15 @@ class Ours:
         payload = series.folder.relative_to(self.payloads).parts[0]
         root = self.payloads / payload
         uris = [str(path.relative_to(root)) for path in series.paths]
-        registered = self._client.register(
+        registered = self.client.register(
             Registration(
-                agent=AGENT, job_id=uuid.uuid4().hex, pipeline_id="benchmark", payload_id=payload,
+                agent=agent, job_id=uuid.uuid4().hex, pipeline_id="benchmark", payload_id=payload,
                 data=[destination], uris=uris,
             )
         )  # fmt: skip
         deadline = time.monotonic() + LIMIT
         while True:
-            task = self._client.task(registered.tasks[0].task_id)
+            task = self.client.task(registered.tasks[0].task_id)
             if task.state in {State.SUCCEEDED, State.FAILED}:
                 break
             if time.monotonic() > deadline:
