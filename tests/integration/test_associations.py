@@ -1,5 +1,8 @@
 """How a destination's associations are shared among tasks, and what agents keep open counts for."""
 
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,3 +168,66 @@ def test_a_task_given_back_has_none(pacs: "LocalService") -> None:
     large = claim(pacs)
     pacs.client.release(large.task_id, Release(lease_token=large.lease_token or ""))
     assert in_use(pacs) == 0
+
+
+class Agents:
+    """Agent processes that open and close associations as they are told, and count all that are open."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self.url = url
+        self.most = most
+        self.open = 0
+        self.highest = 0
+        self.shared = 0
+        self.faults: list[str] = []
+        self._lock = threading.Lock()
+
+    def change(self, number: int) -> None:
+        with self._lock:
+            self.open += number
+            self.highest = max(self.highest, self.open)
+            if self.open > self.most:
+                self.faults.append(f"{self.open} are open")
+
+    def work(self, name: str, seed: int, tasks: int) -> None:
+        """Do as an agent does with some tasks."""
+        chance = random.Random(seed)  # noqa: S311  (to be the same each time)
+        client = ResultsClient(self.url, instance=name)
+        kept = 0
+        for _ in range(tasks):
+            claimed = client.claim("clarascu", associations=100, wait=5)
+            self.change(-kept)  # they are the task's now, or too old to be of use
+            kept = 0
+            for task in claimed:
+                kept = self._carry(client, task, chance)
+        self.change(-kept)
+
+    def _carry(self, client: ResultsClient, task: Task, chance: random.Random) -> int:
+        allowed, using = task.associations or 0, 0
+        for _ in range(chance.randrange(1, 6)):
+            wanted = min(allowed, chance.randrange(1, 5))
+            self.change(wanted - using)
+            using = wanted
+            renewal = Renewal(lease_token=task.lease_token or "", associations=using)
+            before, allowed = allowed, client.renew(task.task_id, renewal).associations
+            self.shared += allowed != before
+        kept = chance.choice([0, min(using, 1)])
+        self.change(kept - using)
+        report = SuccessReport(
+            lease_token=task.lease_token, idle=Idle(associations=kept, seconds=60) if kept else None
+        )
+        client.succeed(task.task_id, report)
+        return kept
+
+
+def test_whatever_agents_do_no_more_are_open_than_a_destination_takes(pacs: "LocalService") -> None:
+    agents = Agents(pacs.url, 4)
+    for number in range(120):
+        register(pacs, number % 7 + 1, f"job{number}")
+    with ThreadPoolExecutor(4) as pool:
+        ends = [pool.submit(agents.work, f"agent:{number}", number, 30) for number in range(4)]
+        for end in ends:
+            end.result(120)
+    assert agents.faults == []
+    assert agents.highest == 4  # and they are made use of
+    assert agents.shared > 20
