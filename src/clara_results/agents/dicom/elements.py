@@ -90,7 +90,9 @@ def walk(window: Window, start: int, encoding: Encoding) -> Iterator[tuple[Part,
         yield part, element
         position = element.at
         if part is Part.FRAGMENTS:
-            position = _after_fragments(window, position)
+            for at, length in fragments(window, element.at):
+                position = at + length
+            position += 8  # a delimiter follows
         elif part is not Part.VALUE:
             # What is UN and has no length is a sequence in implicit little endian (PS3.5 6.2.2).
             within = IMPLICIT if element.vr == b"UN" else here.encoding
@@ -119,13 +121,21 @@ def _part(window: Window, here: _Inside, element: Element, position: int) -> Par
     return Part.VALUE
 
 
-def _after_fragments(window: Window, position: int) -> int:
+def fragments(window: Window, position: int) -> Iterator[tuple[int, int]]:
+    """Yield where compressed pixel data's fragments are, and their lengths in bytes (PS3.5 A.4).
+
+    The first is the basic offset table, which may be empty.
+
+    Raises:
+        DicomUnreadable: They are cut off, or something else is among them.
+    """
     while True:
         tag, _, length, at = window.head(IMPLICIT, position)
         if tag == SEQUENCE_END:
-            return at
+            return
         if tag != ITEM or length == UNDEFINED or at + length > window.size:
             raise window.broken(position, "no fragment where one of compressed pixel data is due")
+        yield at, length
         position = at + length
 
 
