@@ -12,16 +12,18 @@ from clara_results.agents.dicom.association import Association, AssociationSetti
 from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
+from clara_results.domain.tasks import State
 from clara_results.errors import DestinationUnavailable
 from clara_results.wire.destinations import Destination, Tls
-from tests.conftest import Orthanc
+from clara_results.wire.tasks import Registration
+from tests.conftest import Orthanc, eventually
 from tests.support.certificates import RSA, Authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.conftest import CtWriter, StoreScpStarter
+    from tests.conftest import AgentStarter, CtWriter, ServiceStarter, StoreScpStarter
 
 OURS = Tls(ca="ca.pem", certificate="client.pem", key="client.key")
 
@@ -154,3 +156,41 @@ def test_a_storescp_that_is_not_the_one_that_was_meant(
 def test_a_storescp_without_tls(storescp: StoreScpStarter, authority: Authority) -> None:
     message = refused(storescp().port, authority, Tls(ca="ca.pem"), "tls")
     assert "TLS" in message
+
+
+def test_an_agent_delivers_over_tls_once_it_has_the_secrets(
+    service: ServiceStarter,
+    agent: AgentStarter,
+    storescp: StoreScpStarter,
+    authority: Authority,
+    write_ct: CtWriter,
+) -> None:
+    key, certificate, trusted = files(authority, "server.key", "server.pem", "ca.pem")
+    scp = storescp("+tls", key, certificate, "+cf", trusted)
+    served = service(retry_delay=0.1, retry_delay_max=0.3)
+    served.client.add_destination(destination(scp.port, OURS))
+    uids = {
+        str(write_ct(served.payloads / "pay" / f"{number}.dcm", number=number).SOPInstanceUID)
+        for number in range(8)
+    }
+    body = Registration(
+        agent="ClaraSCU",
+        job_id="job",
+        pipeline_id="pipe",
+        payload_id="pay",
+        data=["Pacs"],
+        uris=[f"{number}.dcm" for number in range(8)],
+    )
+    task = served.client.register(body).tasks[0].task_id
+    without = agent(served, lease=1)
+    eventually(lambda: served.client.task(task).last_error is not None, "the first try ends")
+    error = served.client.task(task).last_error
+    assert error is not None
+    assert error.code == "secret-unavailable"
+    assert "name one by --secrets" in error.message
+    without.stop()
+    agent(served, lease=1, secrets=authority.certificate.parent)
+    eventually(lambda: served.client.task(task).state.finished, "the task ends", 30)
+    done = served.client.task(task)
+    assert (done.state, done.retries) == (State.SUCCEEDED, 0)
+    assert scp.sop_instance_uids() == uids
