@@ -167,7 +167,7 @@ def test_an_agent_delivers_over_tls_once_it_has_the_secrets(
 ) -> None:
     key, certificate, trusted = files(authority, "server.key", "server.pem", "ca.pem")
     scp = storescp("+tls", key, certificate, "+cf", trusted)
-    served = service(retry_delay=0.1, retry_delay_max=0.3)
+    served = service(retry_delay=3, retry_delay_max=3)
     served.client.add_destination(destination(scp.port, OURS))
     uids = {
         str(write_ct(served.payloads / "pay" / f"{number}.dcm", number=number).SOPInstanceUID)
@@ -182,14 +182,14 @@ def test_an_agent_delivers_over_tls_once_it_has_the_secrets(
         uris=[f"{number}.dcm" for number in range(8)],
     )
     task = served.client.register(body).tasks[0].task_id
-    without = agent(served, lease=1)
+    without = agent(served)
     eventually(lambda: served.client.task(task).last_error is not None, "the first try ends")
     error = served.client.task(task).last_error
     assert error is not None
     assert error.code == "secret-unavailable"
     assert "name one by --secrets" in error.message
     without.stop()
-    agent(served, lease=1, secrets=authority.certificate.parent)
+    agent(served, secrets=authority.certificate.parent)
     eventually(lambda: served.client.task(task).state.finished, "the task ends", 30)
     done = served.client.task(task)
     assert (done.state, done.retries) == (State.SUCCEEDED, 0)
