@@ -24,16 +24,16 @@ demo: .venv/.ready ## deliver a CT series and its segmentation to three receiver
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: .venv/.ready ## run all tests but the long proofs, with coverage
-	@tools/system_tools.sh orthanc dcmtk postgresql prometheus
+	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql prometheus
 	$(BIN)/pytest -n 2 -m "not prove" --cov --cov-report=term --durations=10 $(ARGS)
 
 prove: .venv/.ready ## run the long proofs
-	@tools/system_tools.sh orthanc dcmtk postgresql
+	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql
 	$(BIN)/pytest -m prove $(ARGS)
 
-bench: .venv-bench/.ready ## measure the queue beside its peers; see benchmarks/README.md
-	@tools/system_tools.sh postgresql rabbitmq-server
-	.venv-bench/bin/python -m benchmarks.queue $(ARGS)
+bench: .venv-bench/.ready ## measure beside peers: the queue, or WHAT=dicom, WHAT=dicomweb; see benchmarks/README.md
+	@tools/system_tools.sh postgresql rabbitmq-server orthanc orthanc-dicomweb dcmtk
+	.venv-bench/bin/python -m benchmarks.$(or $(WHAT),queue) $(ARGS)
 
 lint: .venv/.ready ## check style, types, imports, the Dockerfile and the shell scripts
 	$(BIN)/ruff check

@@ -7,11 +7,12 @@ set -euo pipefail
 has() {
   case $1 in
     orthanc) command -v Orthanc ;;
+    orthanc-dicomweb) compgen -G '/usr/share/orthanc/plugins/libOrthancDicomWeb.so*' ;;
     dcmtk) command -v dcmqrscp ;;
     prometheus) command -v promtool ;;
     rabbitmq-server) command -v rabbitmq-server ;;
     postgresql) [ -n "${DATABASE_URL:-}" ] || command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
-    *) echo "$1: not one of orthanc, dcmtk, postgresql, prometheus, rabbitmq-server" >&2 && exit 2 ;;
+    *) echo "$1: not one of orthanc, orthanc-dicomweb, dcmtk, postgresql, prometheus, rabbitmq-server" >&2 && exit 2 ;;
   esac >/dev/null
 }
 

@@ -300,3 +300,14 @@ def test_any_number_of_names_that_are_no_destinations_costs_a_claim_little(
     sa.event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
     local.claim()
     assert len(statements) < 60  # whatever the number of names
+
+
+def test_the_next_task_tries_a_destination_whose_probe_was_given_back(local: "LocalService") -> None:
+    add(local, "Away")
+    register(local, "Away", 2)
+    unavailable(local, local.claim())
+    local.clock.advance(60)
+    probe = local.claim()
+    assert local.client.claim("clarascu") == []
+    local.client.release(probe.task_id, Release(lease_token=probe.lease_token or ""))
+    assert local.claim().task_id == probe.task_id

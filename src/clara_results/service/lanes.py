@@ -171,7 +171,12 @@ def next_claim(
 
 def probing(connection: sa.Connection, destination: str, now: datetime) -> None:
     """Note that a task goes out to see whether a destination is up again; no other does meanwhile."""
-    store.set_destination(connection, destination, {"probe_at": now + PROBE_LIMIT})
+    store.probe(connection, destination, now + PROBE_LIMIT)
+
+
+def unprobed(connection: sa.Connection, destination: str, now: datetime) -> None:
+    """Note that a task ended without a word on whether its destination is up: if it is down, the next one may try."""
+    store.probe(connection, destination, now)
 
 
 def found_down(

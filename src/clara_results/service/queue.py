@@ -578,6 +578,8 @@ class Queue:
             lanes.found_down(connection, row.destination, now, probe_at, _cut(message))
         elif progressed:
             lanes.found_up(transaction, row.destination, now)
+        elif row.state == State.IN_PROGRESS and ending.event != Event.SETTLED:
+            lanes.unprobed(connection, row.destination, now)
         result = _result(ending.event, decision)
         note = _cut(message) if failed else None
         if row.state == State.IN_PROGRESS:

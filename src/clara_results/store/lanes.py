@@ -306,6 +306,18 @@ def set_up(connection: sa.Connection, destination: str) -> bool:
     return bool(_SET_UP.run(connection, at_name_key=destination))
 
 
+_PROBE = Statement(
+    destinations.update()
+    .where(*same(destinations, "name_key"), destinations.c.down_since.is_not(None))
+    .values(given(destinations, "probe_at"))
+)
+
+
+def probe(connection: sa.Connection, destination: str, at: datetime) -> None:
+    """Have a destination tried at a moment, if it is down."""
+    _PROBE.run(connection, at_name_key=destination, probe_at=at)
+
+
 def standing(connection: sa.Connection, destination: str) -> Row | None:
     """Return how a destination stands."""
     found = sa.select(destinations).where(destinations.c.name_key == destination)
