@@ -325,10 +325,6 @@ class Association:
         if kind == _ASSOCIATE_RJ:
             self._connection.close()
             raise DestinationUnavailable(f"{self._peer} {_rejection(body, self._peer)}")
-        if kind == _TLS_ALERT and self._peer.tls is None:
-            self._violation(
-                "a TLS alert: it takes secured connections only; give the destination tls"
-            )
         if kind != _ASSOCIATE_AC:
             self._unexpected(kind, body)
         try:
@@ -600,6 +596,10 @@ class Association:
             self._connection.send_at_once(_SHORT_PDU(_RELEASE_RP, 0, 4, 0, 0, 0, 0))
             self._connection.close()
             raise AssociationAborted(f"{self._peer} released the association in the middle of it")
+        if kind == _TLS_ALERT and self._peer.tls is None and not self._negotiated:
+            self._violation(
+                "a TLS alert: it takes secured connections only; give the destination tls"
+            )
         self._violation(f"{_PDU_NAMES.get(kind, f'a PDU of type {kind:02X}H')} out of turn")
 
     def _violation(self, what: str, cause: Exception | None = None) -> NoReturn:
