@@ -15,12 +15,20 @@ def probe(settings: Settings, destination: Destination) -> TestResult:
     secrets = Secrets(settings.secrets)
     try:
         if destination.kind == "dicomweb":
+            from clara_results.agents.dicomweb.connection import WebSettings
             from clara_results.agents.dicomweb.probe import probe_destination
 
-            return probe_destination(destination, secrets)
+            patience = WebSettings(connect=settings.connect_timeout, answer=settings.answer_timeout)
+            return probe_destination(destination, secrets, patience)
+        from clara_results.agents.dicom.association import AssociationSettings
         from clara_results.agents.dicom.echo import echo_destination
 
-        return echo_destination(destination, secrets, settings.ae_title)
+        waits = AssociationSettings(
+            connect=settings.connect_timeout,
+            association=settings.association_timeout,
+            dimse=settings.dimse_timeout,
+        )
+        return echo_destination(destination, secrets, settings.ae_title, waits)
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"destinations can't be tested here: {error.name} is missing; install clara-results[dicom]",
