@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from datetime import timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from clara_results.wire.tasks import ResultFile
     from tests.conftest import CtWriter
     from tests.support.web import Script
 
@@ -388,7 +389,7 @@ def test_already_stored_is_delivered_only_if_it_is_ours(
     delivery = deliver(web, tmp_path / "task")
     assert told(delivery) == {
         "0": (DELIVERED, "already-stored", False),
-        "1": (REJECTED, "uid-taken", False),
+        "1": (REJECTED, "content-differs", False),
         "2": (REJECTED, f"{reason:04X}", True),
     }
 
@@ -468,6 +469,30 @@ def test_413_halves_the_batch_and_rejects_what_is_too_large_alone(
     assert told(delivery).pop("large") == (REJECTED, "too-large", False)
     assert large not in web.stored
     once(web, uids)
+
+
+def test_what_a_receiver_says_in_words_goes_nowhere(
+    peer: Callable[..., WebPeer],
+    tmp_path: Path,
+    write_ct: CtWriter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    uids = series(tmp_path, write_ct, 3)
+
+    def script(exchange: Exchange) -> None:
+        exchange.keep(uids[0])
+        body = references([uids[0]], {uids[1]: 0xC000})[:-1] + b', "00081190": {"Value": ["Doe"]}}'
+        head = b"HTTP/1.1 409 Doe\r\nX-Name: Doe\r\n Doe\r\nDoe^Jane\r\nContent-Length: %d\r\n\r\n"
+        exchange.raw(head % len(body) + body)
+
+    with caplog.at_level(0):
+        delivery = deliver(peer(script), tmp_path)
+    assert told(delivery) == {
+        "0": (DELIVERED, "stored", False),
+        "1": (REJECTED, "C000", False),
+        "2": (REJECTED, "http-409", False),
+    }
+    assert "Doe" not in caplog.text + str(delivery.outcomes)
 
 
 # The receiver as a whole
@@ -670,7 +695,7 @@ def test_another_object_that_is_there_after_a_doubt_is_not_overwritten(
         exchange.drop()
 
     web = peer(script, takes_all)
-    assert told(deliver(web, tmp_path / "task")) == {"0": (REJECTED, "uid-taken", False)}
+    assert told(deliver(web, tmp_path / "task")) == {"0": (REJECTED, "content-differs", False)}
     web = peer(script, takes_all)
     overwriting = deliver(web, tmp_path / "task", overwrite=True)
     assert told(overwriting) == {"0": (DELIVERED, "stored", False)}
@@ -849,6 +874,44 @@ def test_a_file_that_changed_or_went_since_it_was_read_is_not_sent(
     assert told(delivery)["2"] == (RETRY, "missing-file", False)
 
 
+def test_a_file_that_can_not_be_read_while_it_is_sent_harms_no_other(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter
+) -> None:
+    """It is large: what is small is read before the request begins."""
+    uids = series(tmp_path, write_ct, 2)
+    large = write_ct(tmp_path / "5.dcm", number=5, size=3000)
+    assert (tmp_path / "5.dcm").stat().st_size > 2 << 20
+
+    class Shrinking(FolderDelivery):
+        """Its large file is cut off once it has been opened to be sent."""
+
+        @contextlib.contextmanager
+        def open(self, file: ResultFile) -> Iterator[BinaryIO]:
+            with super().open(file) as opened:
+                yield cast("BinaryIO", Cut(opened)) if self.announced else opened
+
+    class Cut:
+        def __init__(self, file: BinaryIO) -> None:
+            self._file = file
+            self.fileno, self.seek = file.fileno, file.seek
+
+        def read(self, count: int) -> bytes:
+            return b"" if self._file.tell() > 1 << 20 else self._file.read(count)
+
+    def script(exchange: Exchange) -> None:
+        if len(exchange.body()) < exchange.length:
+            exchange.drop()
+        else:
+            takes_all(exchange)
+
+    web = peer(script)
+    web.lenient = True
+    delivery = deliver(web, tmp_path, delivery=Shrinking(tmp_path))
+    assert told(delivery).pop("5") == (RETRY, "unreadable-input", True)
+    assert large.SOPInstanceUID not in web.stored
+    once(web, uids)
+
+
 # Asking back
 
 
@@ -877,7 +940,7 @@ def test_verification_finds_what_it_compares(
     if code:
         assert told(delivery)["1"] == (DELIVERED, code, False)
     else:
-        assert told(delivery)["1"] == (REJECTED, "uid-taken", False)
+        assert told(delivery)["1"] == (REJECTED, "content-differs", False)
 
 
 @pytest.mark.parametrize("verify", [Verify.METADATA, Verify.FULL])

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,9 @@ LEAST_RATE = 10_000
 ANSWER_LIMIT = 1 << 26
 """Bytes of an answer that is held in memory; one that is longer is none of DICOMweb's."""
 CHUNK = 1 << 18
+
+# It warns of answers' broken headers, and quotes them.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 class AnswerMissing(ClaraResultsError):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from clara_results.agents.custody import cleared
+from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.plan import plan
 from clara_results.agents.dicomweb.connection import WebSettings
 from clara_results.agents.dicomweb.credentials import Credentials
@@ -40,6 +41,7 @@ class DicomWebExporter:
         self._settings = settings
         self._clock = clock
         self._troubles = Troubles()
+        self._decoders = FrameDecoders()
         self._lock = threading.Lock()
         self._credentials: dict[str, tuple[Destination, Credentials]] = {}
 
@@ -53,7 +55,8 @@ class DicomWebExporter:
         return 0
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """End the processes that decode frames; no connection is kept open."""
+        self._decoders.close()
 
     def deliver(self, delivery: Delivery) -> None:
         """Send every DICOM file of a task to the destination that its parameters name.
@@ -74,7 +77,9 @@ class DicomWebExporter:
         breaks = self._troubles.of(task.task_id)
         instances = sorted(plan(delivery), key=lambda one: (one.stage, one.file.uri in breaks))
         if instances:
-            sending = Sending(delivery, destination, service, breaks, self._settings, self._clock)
+            sending = Sending(
+                delivery, destination, service, breaks, self._settings, self._clock, self._decoders
+            )
             with cleared(delivery, instances) as source:
                 sending.run(source)
         self._troubles.forget(task.task_id)

@@ -2,13 +2,23 @@
 
 import tempfile
 import threading
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
+from typing import BinaryIO
 
-from clara_results.agents.dicom.plan import Instance
+from pydicom import dcmread
+
+from clara_results.agents.dicom.compare import compare, compare_files, from_json
+from clara_results.agents.dicom.frames import FrameDecoders
+from clara_results.agents.dicom.part10 import DicomUnreadable, NotForReceivers
+from clara_results.agents.dicom.plan import Instance, check_unchanged
+from clara_results.agents.dicom.transcode import CannotTranscode
 from clara_results.agents.dicomweb.connection import WebConnection
 from clara_results.agents.dicomweb.service import WebService, instance_path
-from clara_results.agents.exporter import Delivery
+from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.domain.receivers import Verify
 
 
@@ -25,15 +35,30 @@ class Holding(Enum):
     """It can't be asked, or does not say."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found at a receiver.
+
+    Attributes:
+        holding: What it has.
+        differs: The attributes in which it differs from what was sent, by keyword and tag.
+    """
+
+    holding: Holding
+    differs: tuple[str, ...] = ()
+
+
 class Holdings:
     """Asks a service what it has of a task's instances. Thread-safe; each call uses a connection of the caller's.
 
     Args:
         delivery: The task.
         service: Who is asked.
+        decoders: Where compressed frames are decoded, if that is what it takes to compare.
     """
 
-    def __init__(self, delivery: Delivery, service: WebService) -> None:
+    def __init__(self, delivery: Delivery, service: WebService, decoders: FrameDecoders) -> None:
+        self._decoders = decoders
         self._delivery = delivery
         self._service = service
         self._lock = threading.Lock()
@@ -63,7 +88,7 @@ class Holdings:
             for instance in instances:
                 self._listed.pop(_series(instance), None)
 
-    def compared(self, connection: WebConnection, instance: Instance, how: Verify) -> Holding:
+    def compared(self, connection: WebConnection, instance: Instance, how: Verify) -> Found:
         """Fetch back what the service has of an instance, and compare it with the file that was to be delivered.
 
         Args:
@@ -73,18 +98,55 @@ class Holdings:
 
         Raises:
             DestinationUnavailable: The service does not answer, or fails.
-            FileRejected: The file is not what it was.
-            OSError: It can't be read.
         """
-        header = instance.header
-        path = instance_path(*_series(instance), header.sop_instance_uid)
-        with tempfile.TemporaryFile() as got:
-            there = self._service.retrieve(connection, path, instance.stamp[0], got)
+        path = instance_path(*_series(instance), instance.header.sop_instance_uid)
+        try:
+            with self._delivery.open(instance.file) as ours:
+                check_unchanged(ours, instance)
+                if how is Verify.METADATA:
+                    return self._metadata_compared(connection, instance, path, ours)
+                return self._file_compared(connection, instance, path, ours)
+        except (
+            FileRejected,
+            NotForReceivers,
+            DicomUnreadable,
+            CannotTranscode,
+            OSError,
+            ValueError,
+        ):
+            return Found(Holding.UNKNOWN)
+
+    def _metadata_compared(
+        self, connection: WebConnection, instance: Instance, path: str, ours: BinaryIO
+    ) -> Found:
+        described = self._service.metadata(connection, path)
+        if not described:
+            return Found(Holding.UNKNOWN if described is None else Holding.ABSENT)
+        theirs, unseen = from_json(described)
+        if theirs.get("SOPInstanceUID") != instance.header.sop_instance_uid:
+            return Found(Holding.UNKNOWN)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # pydicom's, of values that break rules: they quote them
+            sent = dcmread(ours, stop_before_pixels=True)
+        # An archive may show its most important attributes alone.
+        return _found(compare(sent, theirs, partial=True, unseen=unseen))
+
+    def _file_compared(
+        self, connection: WebConnection, instance: Instance, path: str, ours: BinaryIO
+    ) -> Found:
+        with tempfile.TemporaryFile() as theirs:
+            there = self._service.retrieve(connection, path, instance.stamp[0], theirs)
             if not there:
-                return Holding.UNKNOWN if there is None else Holding.ABSENT
-            got.seek(0)
-            with self._delivery.open(instance.file) as sent:
-                return Holding.OURS if got.read()[-1000:] == sent.read()[-1000:] else Holding.OTHER
+                return Found(Holding.UNKNOWN if there is None else Holding.ABSENT)
+            theirs.flush()
+            scratch = Path(tempfile.gettempdir())
+            return _found(compare_files(ours, theirs, self._decoders, scratch))
+
+
+def _found(differs: list[str]) -> Found:
+    return Found(Holding.OTHER, tuple(differs)) if differs else Found(Holding.OURS)
 
 
 def _series(instance: Instance) -> tuple[str, str]:

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 
+from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.plan import Instance, check_unchanged, unread
 from clara_results.agents.dicom.status import Kind, Verdict, judge
 from clara_results.agents.dicomweb.answer import StoreAnswer, read_answer
@@ -17,8 +19,13 @@ from clara_results.agents.dicomweb.connection import (
     WebConnection,
     WebSettings,
 )
-from clara_results.agents.dicomweb.holdings import Holding, Holdings
-from clara_results.agents.dicomweb.multipart import InstancesMessage, Part, PartUnreadable
+from clara_results.agents.dicomweb.holdings import Found, Holding, Holdings
+from clara_results.agents.dicomweb.multipart import (
+    PIECE,
+    InstancesMessage,
+    Part,
+    PartUnreadable,
+)
 from clara_results.agents.dicomweb.service import WebService, retry_after
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.agents.order import TICK, SendingOrder
@@ -82,6 +89,7 @@ class Sending:
         breaks: How often which files, by URI, have broken a connection; what happens now is added.
         settings: Time limits and sizes.
         clock: The time.
+        decoders: Where compressed frames are decoded.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class Sending:
         breaks: Counter[str],
         settings: WebSettings,
         clock: Clock,
+        decoders: FrameDecoders,
     ) -> None:
         self._delivery = delivery
         self._destination = destination
@@ -99,7 +108,7 @@ class Sending:
         self._breaks = breaks
         self._settings = settings
         self._clock = clock
-        self._holdings = Holdings(delivery, service)
+        self._holdings = Holdings(delivery, service, decoders)
         self._changed = threading.Condition()
         self._connections: dict[int, WebConnection] = {}
         self._fault: BaseException | None = None
@@ -232,13 +241,21 @@ class Sending:
         """Open the files of instances, by URI; tell of those that are not what they were."""
         parts = {}
         for instance in instances:
+            uri, size = instance.file.uri, instance.stamp[0]
             try:
-                file = opened.enter_context(self._delivery.open(instance.file))
-                check_unchanged(file, instance)
+                with ExitStack() as own:
+                    file = own.enter_context(self._delivery.open(instance.file))
+                    check_unchanged(file, instance)
+                    if size <= PIECE:
+                        file = BytesIO(
+                            file.read(size)
+                        )  # many of them would take many file descriptors
+                    else:
+                        opened.push(own.pop_all())
             except (FileRejected, OSError) as error:
                 unread(self._delivery, instance.file, error)
             else:
-                parts[instance.file.uri] = Part(instance.file.uri, file, instance.stamp[0])
+                parts[uri] = Part(uri, file, size)
         return parts
 
     def _unread(self, sent: Sequence[Instance], error: PartUnreadable) -> list[Batch]:
@@ -306,16 +323,20 @@ class Sending:
         wanted = self._destination.verify
         if wanted is not Verify.OFF:
             found = self._holdings.compared(connection, instance, wanted)
-            if found is not Holding.OURS:
+            if found.holding is not Holding.OURS:
                 self._not_confirmed(instance, found)
                 return
         self._delivered(instance, verdict.code if warning else STORED, verdict.words)
 
-    def _not_confirmed(self, instance: Instance, found: Holding) -> None:
-        if found is Holding.OTHER:
-            self._taken(instance)
+    def _not_confirmed(self, instance: Instance, found: Found) -> None:
+        if found.holding is Holding.OTHER:
+            self._differs(instance, found)
         else:
-            what = "does not have it" if found is Holding.ABSENT else "can't be asked back for it"
+            what = (
+                "does not have it"
+                if found.holding is Holding.ABSENT
+                else "can't be asked back for it"
+            )
             words = f"{self._destination.name} answered that it stored the instance, but {what}"
             self._tell(instance, Outcome.RETRY, "not-verified", words, doubt=True)
 
@@ -343,10 +364,10 @@ class Sending:
     def _duplicate(self, connection: WebConnection, instance: Instance, verdict: Verdict) -> None:
         """Tell of an instance that was not taken, and may be there already: delivered if it is, and is ours."""
         found = self._holdings.compared(connection, instance, Verify.FULL)
-        if found is Holding.OURS:
+        if found.holding is Holding.OURS:
             self._there_already(instance)
-        elif found is Holding.OTHER:
-            self._taken(instance)
+        elif found.holding is Holding.OTHER:
+            self._differs(instance, found)
         else:
             words = "the receiver did not take it: it says that it has one of this UID already, and does not show it"
             self._tell(instance, Outcome.REJECTED, verdict.code, words, doubt=True)
@@ -430,13 +451,13 @@ class Sending:
         """Ask what the receiver has of instances, tell of what it has, and return the rest."""
         left = []
         for instance in instances:
-            found = Holding.UNKNOWN
+            found = Found(Holding.UNKNOWN)
             if self._holdings.listed(connection, instance):
                 found = self._holdings.compared(connection, instance, Verify.FULL)
-            if found is Holding.OURS:
+            if found.holding is Holding.OURS:
                 self._there_already(instance)
-            elif found is Holding.OTHER and not self._destination.overwrite:
-                self._taken(instance)
+            elif found.holding is Holding.OTHER and not self._destination.overwrite:
+                self._differs(instance, found)
             else:
                 left.append(instance)
         return left
@@ -451,9 +472,12 @@ class Sending:
         words = "the receiver has it already: it was fetched back and is the same"
         self._delivered(instance, ALREADY_STORED, words)
 
-    def _taken(self, instance: Instance) -> None:
-        words = f"{self._destination.name} has another object under this SOP Instance UID"
-        self._tell(instance, Outcome.REJECTED, "uid-taken", words)
+    def _differs(self, instance: Instance, found: Found) -> None:
+        words = (
+            f"{self._destination.name} has something else under this SOP Instance UID; it differs in "
+            f"{', '.join(found.differs)}"
+        )
+        self._tell(instance, Outcome.REJECTED, "content-differs", words)
 
     def _tell(
         self,
