@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from clara_results.agents.dicom.echo import IMAGES
 from clara_results.cli.destinations import app
 from clara_results.errors import DestinationUnavailable, InvalidInput, NotFound, Refused
 from tests.conftest import Service
@@ -125,8 +126,9 @@ def test_the_test_says_what_a_receiver_takes(running: Service, orthanc: Orthanc)
     assert [line.split()[:2] for line in lines[:4]] == [
         ["ok", name] for name in ("connect", "association", "echo", "contexts")
     ]
-    (images,) = [line for line in lines if line.startswith("CT Image, ")]
-    classes, taken, refused = images.split("\t")
+    (images,) = [line for line in lines if "\tCT Image, " in line]
+    count, classes, taken, refused = images.split("\t")
+    assert int(count) == len(IMAGES)
     assert "Segmentation" in classes
     assert "JPEG 2000 Image Compression (Lossless Only)" in taken
     assert "High-Throughput JPEG 2000" in refused

@@ -176,9 +176,9 @@ def _show_result(result: TestResult) -> None:
         console.print(mark, Text(f"{step.name:<15}{step.milliseconds:>8.1f} ms  {step.message}"))
     if result.contexts:
         console.print()
-        rows = [(", ".join(classes), ", ".join(taken) or "nothing", ", ".join(refused))
+        rows = [(str(len(classes)), ", ".join(classes), ", ".join(taken) or "nothing", ", ".join(refused))
                 for classes, taken, refused in _by_syntaxes(result.contexts)]  # fmt: skip
-        show_table(("storage SOP classes", "taken in", "not taken in"), rows, "")
+        show_table(("", "storage SOP classes", "taken in", "not taken in"), rows, "")
 
 
 def _by_syntaxes(
