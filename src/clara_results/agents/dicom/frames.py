@@ -1,6 +1,6 @@
 """Decodes compressed frames in a process of its own.
 
-Codecs are native code that meets whatever a file holds. GDCM ends its process at some damaged JPEG streams, charls may
+Codecs are native code that meets whatever a file holds. GDCM ends its process at some damaged JPEG streams, and may
 run on and on; an agent must outlive both, as it holds other tasks' leases. So frames go to a child process, and one
 that dies or does not answer in time is a frame that can't be decoded.
 
@@ -36,7 +36,7 @@ _RLE = ("1.2.840.10008.1.2.5",)
 
 _PLUGINS = {
     **dict.fromkeys(_JPEG_LOSSY + _JPEG_LOSSLESS, "gdcm"),
-    **dict.fromkeys(_JPEG_LS, "pyjpegls"),
+    **dict.fromkeys(_JPEG_LS, "gdcm"),
     **dict.fromkeys(_JPEG_2000 + _HTJ2K + _RLE, "pylibjpeg"),
 }
 """By transfer syntax the one of pydicom's plugins that decodes it here: always the same one, so that every frame of
@@ -188,7 +188,7 @@ def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
     from pydicom.uid import UID, JPEGLosslessSV1
 
     syntax, plugin = description.transfer_syntax_uid, _PLUGINS[description.transfer_syntax_uid]
-    is_jpeg = plugin == "gdcm"
+    is_jpeg = plugin == "gdcm" and syntax not in _JPEG_LS
     if is_jpeg:
         _check_jpeg(description, frame)
     # GDCM finds the process in the codestream; pydicom's decoders for the lossy ones refuse 12 bits, which it can do.
