@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
@@ -272,7 +272,7 @@ def _differences(
 def _items(data_set: Dataset, tag: BaseTag) -> Sequence[Dataset] | None:
     """Return a sequence's items; None if it is none."""
     try:
-        element = data_set[tag] if tag in data_set else None
+        element: DataElement | None = data_set.get(tag)
     except _CONVERSION:
         return None
     return element.value if element is not None and element.VR == "SQ" else None
@@ -292,7 +292,7 @@ def _same(ours: Dataset, theirs: Dataset, tag: BaseTag, partial: bool) -> bool:
 
 def _raw(data_set: Dataset, tag: BaseTag) -> bytes | None:
     """Return a value as it is encoded, without padding, where it was not decoded yet."""
-    element = data_set.get_item(tag) if tag in data_set else None
+    element: object = data_set.get_item(tag) if tag in data_set else None
     if not isinstance(element, RawDataElement) or element.value is None:
         return None
     return element.value.rstrip(b"\0 ") if element.is_little_endian else None
