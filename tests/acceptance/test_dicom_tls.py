@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,10 @@ from clara_results.agents.dicom.association import Association, AssociationSetti
 from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
+from clara_results.domain.receivers import AuthKind
 from clara_results.domain.tasks import State
 from clara_results.errors import DestinationUnavailable
-from clara_results.wire.destinations import Destination, Tls
+from clara_results.wire.destinations import Auth, Destination, Tls
 from clara_results.wire.tasks import Registration
 from tests.conftest import Orthanc, eventually
 from tests.support.certificates import RSA, Authority
@@ -164,11 +166,14 @@ def test_an_agent_delivers_over_tls_once_it_has_the_secrets(
     storescp: StoreScpStarter,
     authority: Authority,
     write_ct: CtWriter,
+    tmp_path: Path,
 ) -> None:
     key, certificate, trusted = files(authority, "server.key", "server.pem", "ca.pem")
+    (authority.certificate.parent / "password").write_text("open-sesame")
     scp = storescp("+tls", key, certificate, "+cf", trusted)
     served = service(retry_delay=3, retry_delay_max=3)
-    served.client.add_destination(destination(scp.port, OURS))
+    auth = Auth(kind=AuthKind.BASIC, user_name="ward", secret="password")
+    served.client.add_destination(replace(destination(scp.port, OURS), auth=auth))
     uids = {
         str(write_ct(served.payloads / "pay" / f"{number}.dcm", number=number).SOPInstanceUID)
         for number in range(8)
@@ -189,8 +194,12 @@ def test_an_agent_delivers_over_tls_once_it_has_the_secrets(
     assert error.code == "secret-unavailable"
     assert "name one by --secrets" in error.message
     without.stop()
-    agent(served, secrets=authority.certificate.parent)
+    agent(served, secrets=authority.certificate.parent, log_level="debug")
     eventually(lambda: served.client.task(task).state.finished, "the task ends", 30)
     done = served.client.task(task)
     assert (done.state, done.retries) == (State.SUCCEEDED, 0)
     assert scp.sop_instance_uids() == uids
+    ours = [*tmp_path.glob("agent-*.log"), *served.data.glob("*.*")]
+    assert len(ours) >= 4
+    for path in ours:  # logs and the database
+        assert b"open-sesame" not in path.read_bytes()
