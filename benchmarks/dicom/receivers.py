@@ -94,11 +94,13 @@ def _orthanc(
         "RemoteAccessAllowed": False,
         "Plugins": list(plugins),
     }
+    environment = {}
     if not kind.endswith("-shipped"):
         settings |= {"TcpNoDelay": True, "MaximumPduLength": PDU}
+        environment = {"TCP_NODELAY": "1"}  # its DICOM server is DCMTK's
     path = folder / "orthanc.json"
     path.write_text(json.dumps(settings))
-    _run([program("Orthanc"), str(path)], folder, running, port, {})
+    _run([program("Orthanc"), str(path)], folder, running, port, environment)
     return Receiver(kind, port, f"http://127.0.0.1:{http_port}")
 
 

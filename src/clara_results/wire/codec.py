@@ -61,7 +61,7 @@ def _names(kind: Any) -> list[tuple[str, str]] | None:
 
 
 def _plain(value: object) -> object:
-    kind = type(value)
+    kind: Any = type(value)
     if kind is str or kind is int:
         return value
     if kind is list or kind is tuple:
@@ -81,7 +81,7 @@ def from_json(kind: type[T], value: Any) -> T:
         TypeError: A field without a default is missing, or a value is not of its field's type.
         ValueError: A value is no time, or none of an enumeration's.
     """
-    return cast("T", _reader(kind)(value))
+    return cast("T", _reader(cast("Any", kind))(value))
 
 
 Reader = Callable[[Any], Any]
