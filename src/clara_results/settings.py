@@ -123,6 +123,22 @@ class Settings:
     secrets: Path | None = _setting(
         None, "folder of the certificates, passwords and tokens that destinations name"
     )
+    listen_port: int | None = _setting(
+        None, "port on which the DICOM agent takes reports of storage commitment; not given: it does not listen",
+        least=0
+    )  # fmt: skip
+    listen_host: str = _setting("0.0.0.0", "address that the DICOM agent listens on, if it does")  # noqa: S104
+    listen_certificate: str | None = _setting(
+        None,
+        "name of the secret that holds the certificate (PEM) to listen with; not given: no TLS",
+    )
+    listen_key: str | None = _setting(
+        None, "name of the secret that holds the key of listen_certificate, if that does not"
+    )
+    listen_ca: str | None = _setting(
+        None,
+        "name of the secret that holds the authorities (PEM) of which callers must have certificates",
+    )
     connect_timeout: float = _setting(
         10.0, "seconds for a TCP connection to a receiver", least=0.01
     )
@@ -405,17 +421,23 @@ def _listen_port(value: int) -> int:
     return value if value == 0 else names.port(value)
 
 
+def _agent_name(value: str) -> str:
+    names.agent_name(value)
+    return value
+
+
 def _ae_title(value: str) -> str:
     names.agent_name(value)
     return names.ae_title(value)
 
 
 _CHECKS: dict[str, Any] = {
-    "agent_name": names.agent_name,
+    "agent_name": _agent_name,
     "anonymous": _grants,
     "service": _http_url,
     "database": _database_url,
     "port": _listen_port,
+    "listen_port": _listen_port,
     "ae_title": _ae_title,
     "log_format": _one_of(LOG_FORMATS),
     "log_level": _one_of(LOG_LEVELS),

@@ -62,6 +62,30 @@ def tls_context(tls: Tls, secrets: Secrets) -> ssl.SSLContext:
     return context
 
 
+def server_tls_context(
+    certificate: str, key: str | None, ca: str | None, secrets: Secrets
+) -> ssl.SSLContext:
+    """Return what secures connections that receivers open to us.
+
+    Args:
+        certificate: Name of the secret that holds our certificate (PEM).
+        key: Name of its key; None: the key is with the certificate.
+        ca: Name of the certificates of the authorities that receivers' own must come from; None: they need none.
+        secrets: Where they lie.
+
+    Raises:
+        DestinationUnavailable: A secret is not there, or is not what it must be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(SUITES)
+    _load_certificate(context, certificate, key, secrets)
+    if ca is not None:
+        _load_authorities(context, ca, secrets)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def _load_authorities(context: ssl.SSLContext, name: str, secrets: Secrets) -> None:
     path = secrets.path(name)
     try:

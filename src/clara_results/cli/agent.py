@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -23,6 +24,11 @@ from clara_results.cli.options import (
     DimseTimeout,
     IdleTimeout,
     Lease,
+    ListenCa,
+    ListenCertificate,
+    ListenHost,
+    ListenKey,
+    ListenPort,
     LogFormat,
     LogLevel,
     MaxPdu,
@@ -38,6 +44,10 @@ from clara_results.domain.clock import Clock, SystemClock
 from clara_results.errors import InvalidInput
 from clara_results.payloads import FolderStore
 from clara_results.settings import Settings
+
+if TYPE_CHECKING:
+    from clara_results.agents.dicom.commitment import Commitments
+    from clara_results.agents.secrets import Secrets as SecretsFolder
 
 READ_TIMEOUT = 10.0
 """Seconds that an agent waits for an answer; a lease must outlast it."""
@@ -64,6 +74,11 @@ def dicom(
     task_timeout: TaskTimeout = None,
     idle_timeout: IdleTimeout = None,
     max_pdu: MaxPdu = None,
+    listen_port: ListenPort = None,
+    listen_host: ListenHost = None,
+    listen_certificate: ListenCertificate = None,
+    listen_key: ListenKey = None,
+    listen_ca: ListenCa = None,
     token_file: TokenFile = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -77,11 +92,14 @@ def dicom(
         config, service=service, payloads=payloads, ae_title=ae_title, secrets=secrets,
         lease=lease, parallel=parallel, connect_timeout=connect_timeout, association_timeout=association_timeout,
         dimse_timeout=dimse_timeout, task_timeout=task_timeout, idle_timeout=idle_timeout, max_pdu=max_pdu,
+        listen_port=listen_port, listen_host=listen_host, listen_certificate=listen_certificate,
+        listen_key=listen_key, listen_ca=listen_ca,
         token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
     with _installed("DICOM", "dicom"):
         from clara_results.agents.dicom.association import AssociationSettings
+        from clara_results.agents.dicom.commitment import Commitments
         from clara_results.agents.dicom.exporter import DicomExporter
         from clara_results.agents.secrets import Secrets as SecretsFolder
     client, clock = _client(settings), SystemClock()
@@ -95,7 +113,25 @@ def dicom(
     )
     secrets_folder = SecretsFolder(settings.secrets)
     exporter = DicomExporter(client.destinations, settings.ae_title, waits, clock, secrets_folder)
-    _run(settings, settings.ae_title, exporter, client, clock)
+    with Commitments(
+        settings.ae_title, client, client.destinations, waits, secrets_folder
+    ) as commitments:
+        _listen(commitments, settings, secrets_folder)
+        _run(settings, settings.ae_title, exporter, client, clock)
+
+
+def _listen(commitments: "Commitments", settings: Settings, secrets: "SecretsFolder") -> None:
+    """Have storage commitment reports taken, if the settings say where."""
+    if settings.listen_port is None:
+        return
+    from clara_results.agents.tls import server_tls_context
+
+    tls = None
+    if settings.listen_certificate is not None:
+        tls = server_tls_context(
+            settings.listen_certificate, settings.listen_key, settings.listen_ca, secrets
+        )
+    commitments.listen(settings.listen_host, settings.listen_port, tls)
 
 
 @app.command("dicomweb")
