@@ -123,7 +123,7 @@ def test_verification_by_orthanc_that_keeps_the_first_of_two_objects(
     write_ct(tmp_path / "second" / "1.dcm", number=2, SOPInstanceUID=uid)
     assert set(deliver(server, tmp_path / "second").codes(Outcome.DELIVERED).values()) == {"stored"}
     found = deliver(server, tmp_path / "second", verify=verify)
-    assert set(found.codes(Outcome.REJECTED).values()) == {"content-differs"}
+    assert set(found.codes(Outcome.REJECTED).values()) == {"verify-mismatch"}
     assert server.dicom_file(uid) == (tmp_path / "first" / "1.dcm").read_bytes()
 
 

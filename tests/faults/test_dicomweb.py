@@ -389,7 +389,7 @@ def test_already_stored_is_delivered_only_if_it_is_ours(
     delivery = deliver(web, tmp_path / "task")
     assert told(delivery) == {
         "0": (DELIVERED, "already-stored", False),
-        "1": (REJECTED, "content-differs", False),
+        "1": (REJECTED, "verify-mismatch", False),
         "2": (REJECTED, f"{reason:04X}", True),
     }
 
@@ -695,7 +695,7 @@ def test_another_object_that_is_there_after_a_doubt_is_not_overwritten(
         exchange.drop()
 
     web = peer(script, takes_all)
-    assert told(deliver(web, tmp_path / "task")) == {"0": (REJECTED, "content-differs", False)}
+    assert told(deliver(web, tmp_path / "task")) == {"0": (REJECTED, "verify-mismatch", False)}
     web = peer(script, takes_all)
     overwriting = deliver(web, tmp_path / "task", overwrite=True)
     assert told(overwriting) == {"0": (DELIVERED, "stored", False)}
@@ -940,7 +940,7 @@ def test_verification_finds_what_it_compares(
     if code:
         assert told(delivery)["1"] == (DELIVERED, code, False)
     else:
-        assert told(delivery)["1"] == (REJECTED, "content-differs", False)
+        assert told(delivery)["1"] == (REJECTED, "verify-mismatch", False)
 
 
 @pytest.mark.parametrize("verify", [Verify.METADATA, Verify.FULL])
@@ -953,9 +953,9 @@ def test_verification_that_finds_nothing_tries_again(
         exchange.answer(200, references(list(exchange.instances())))
 
     delivery = deliver(peer(script), tmp_path, verify=verify)
-    assert told(delivery) == dict.fromkeys("01", (RETRY, "not-verified", True))
+    assert told(delivery) == dict.fromkeys("01", (RETRY, "verify-absent", True))
     web = peer()
     web.lookups = 406
     assert told(deliver(web, tmp_path, verify=verify)) == dict.fromkeys(
-        "01", (RETRY, "not-verified", True)
+        "01", (RETRY, "verify-unavailable", True)
     )

@@ -55,9 +55,9 @@ def up(
     log_level: LogLevel = None,
     config: Config = None,
 ) -> None:
-    """Run the Results Service and the DICOM agent on this machine until asked to end (SIGTERM, Ctrl-C).
+    """Run the Results Service, the DICOM and the DICOMweb agent on this machine until asked to end (SIGTERM, Ctrl-C).
 
-    Further settings of either come from the environment or --config.
+    Further settings of each come from the environment or --config.
     """
     settings = options.settings(
         config, data=data, host=host, port=port, payloads=payloads, ae_title=ae_title,
@@ -95,10 +95,14 @@ class _Supervisor:
             url = self._start_service(service)
             self._environment[variable("service")] = url
             self._environment[variable("port")] = url.rpartition(":")[2]
-            agent = _Child("DICOM agent", [*_PROGRAM, "agent", "dicom"])
-            children.append(agent)
-            self._start(agent)
-            typer.echo(f"Clara Results is up: service {url}, DICOM agent {self._settings.ae_title}")
+            for name, kind in (("DICOM agent", "dicom"), ("DICOMweb agent", "dicomweb")):
+                agent = _Child(name, [*_PROGRAM, "agent", kind])
+                children.append(agent)
+                self._start(agent)
+            typer.echo(
+                f"Clara Results is up: service {url}, DICOM agent {self._settings.ae_title}, "
+                f"DICOMweb agent {self._settings.agent_name}"
+            )
             while not self._end.wait(0.2):
                 for child in children:
                     self._look_after(child)
@@ -187,6 +191,7 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
         "anonymous": ";".join(settings.anonymous),
         "insecure": settings.insecure,
         "ae_title": settings.ae_title,
+        "agent_name": settings.agent_name,
         "log_format": settings.log_format,
         "log_level": settings.log_level,
     }

@@ -332,13 +332,11 @@ class Sending:
         if found.holding is Holding.OTHER:
             self._differs(instance, found)
         else:
-            what = (
-                "does not have it"
-                if found.holding is Holding.ABSENT
-                else "can't be asked back for it"
-            )
+            what, code = "can't be asked back for it", "verify-unavailable"
+            if found.holding is Holding.ABSENT:
+                what, code = "does not have it", "verify-absent"
             words = f"{self._destination.name} answered that it stored the instance, but {what}"
-            self._tell(instance, Outcome.RETRY, "not-verified", words, doubt=True)
+            self._tell(instance, Outcome.RETRY, code, words, doubt=True)
 
     def _failed(
         self, connection: WebConnection, instance: Instance, reason: int | None, status: int
@@ -477,7 +475,7 @@ class Sending:
             f"{self._destination.name} has something else under this SOP Instance UID; it differs in "
             f"{', '.join(found.differs)}"
         )
-        self._tell(instance, Outcome.REJECTED, "content-differs", words)
+        self._tell(instance, Outcome.REJECTED, "verify-mismatch", words)
 
     def _tell(
         self,
