@@ -23,8 +23,9 @@ from clara_results.agents.dicom.exporter import DicomExporter
 from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
 from clara_results.domain.tasks import Outcome
-from clara_results.errors import DestinationUnavailable
+from clara_results.errors import DestinationUnavailable, LeaseLost, Stopping
 from clara_results.wire.destinations import Destination
+from tests.faults.conftest import ABORT, PeerGone
 from tests.support.delivery import FolderDelivery
 
 if TYPE_CHECKING:
@@ -366,6 +367,47 @@ def test_300_sop_classes_by_ipv6_to_an_ae_title_of_16_characters(
     assert len(set(peer.stored_uids())) == len(delivery.codes(Outcome.DELIVERED)) == 300
     assert called == {"SIXTEEN  LETTERS"}
     assert max(most) <= 128
+
+
+@pytest.mark.parametrize(
+    ("error", "patience", "associations"), [(LeaseLost, 2.0, 1), (Stopping, 5.0, 4)]
+)
+def test_an_answer_that_does_not_come_holds_up_no_end(
+    receiver: ReceiverStarter,
+    tmp_path: Path,
+    write_ct: CtWriter,
+    error: type[Exception],
+    patience: float,
+    associations: int,
+) -> None:
+    """The agent is asked to end, or has lost the task, while a receiver is silent; then that hears an abort."""
+    silent, ends = threading.Event(), []
+
+    def script(talk: Conversation) -> None:
+        talk.accept()
+        talk.read_message()
+        silent.set()
+        try:
+            ends.append(talk.read_pdu()[0])
+        except PeerGone:
+            ends.append(ABORT)
+
+    def checkpoint(_: int) -> None:
+        if silent.is_set():
+            raise error("now")
+
+    series(tmp_path, write_ct)
+    peer = receiver(script)
+    delivery = FolderDelivery(tmp_path, associations=associations, at_checkpoint=checkpoint)
+    sender = exporter(peer, AssociationSettings())
+    begun = time.monotonic()
+    with pytest.raises(error):
+        sender.deliver(delivery)
+    assert time.monotonic() - begun < patience + 3
+    sender.close()
+    peer.stop()
+    assert delivery.outcomes == {}
+    assert set(ends) == {ABORT}
 
 
 def test_the_table_has_a_row_for_each_fault_and_no_other() -> None:

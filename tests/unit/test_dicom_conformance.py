@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydicom.datadict import dictionary_description
 from pydicom.uid import UID
 
 from clara_results.agents.dicom.association import (
@@ -14,6 +15,7 @@ from clara_results.agents.dicom.association import (
 from clara_results.agents.dicom.echo import IMAGES, OTHERS, SYNTAXES
 from clara_results.agents.dicom.frames import DECODABLE
 from clara_results.agents.dicom.status import Kind, judge
+from clara_results.agents.dicom.verify import _FIND, _GET, _KEYS
 from clara_results.settings import FIELDS
 from clara_results.wire.destinations import Destination
 
@@ -58,6 +60,13 @@ def test_time_limits_that_are_said_otherwise() -> None:
 def test_what_is_decoded() -> None:
     for syntax in DECODABLE:
         assert re.search(rf"[;.e] {re.escape(UID(syntax).name)}[;.]", FLOWING), UID(syntax).name
+
+
+def test_what_is_asked_back() -> None:
+    keys = ", ".join(dictionary_description(keyword) for keyword in _KEYS)
+    assert f"Keys, beside the UIDs: {keys}." in FLOWING
+    assert _FIND in row("`metadata`")
+    assert _GET in row("`full`")
 
 
 def test_what_is_tried() -> None:
