@@ -95,7 +95,7 @@ class Conversation:
 
         Args:
             max_pdu: Maximum length to announce.
-            refuse: Results other than acceptance, by SOP class.
+            refuse: Results other than acceptance, by SOP class or transfer syntax.
             syntax: Transfer syntax to answer with instead of the proposed one.
             extra: Items to append, encoded.
         """
@@ -113,7 +113,10 @@ class Conversation:
         for proposed in asked.presentation_context_definition_list:
             context = PresentationContext()
             context.context_id = proposed.context_id
-            context.result = (refuse or {}).get(str(proposed.abstract_syntax), 0)
+            results_of = refuse or {}
+            context.result = results_of.get(str(proposed.abstract_syntax), 0) or results_of.get(
+                str(proposed.transfer_syntax[0]), 0
+            )
             context.add_transfer_syntax(syntax or proposed.transfer_syntax[0])
             results.append(context)
         answer.presentation_context_definition_results_list = results
