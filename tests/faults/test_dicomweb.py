@@ -447,6 +447,20 @@ def test_409_without_a_word_counts_for_what_is_there(
     }
 
 
+def test_a_refusal_without_a_word_leaves_a_doubt_where_nothing_can_be_asked(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter
+) -> None:
+    series(tmp_path, write_ct, 2)
+
+    def script(exchange: Exchange) -> None:
+        exchange.instances()
+        exchange.answer(409)
+
+    web = peer(script)
+    web.lookups = 501
+    assert told(deliver(web, tmp_path)) == dict.fromkeys("01", (REJECTED, "http-409", True))
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_413_halves_the_batch_and_rejects_what_is_too_large_alone(
     peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter, early: bool

@@ -394,7 +394,9 @@ class Sending:
             )
         for instance in absent:
             if status >= 300:
-                self._tell(instance, Outcome.REJECTED, f"http-{status}", _refused(status))
+                unknown = self._holdings.listed(connection, instance) is None
+                words = _refused(status)
+                self._tell(instance, Outcome.REJECTED, f"http-{status}", words, doubt=unknown)
             else:
                 words = f"{self._destination.name} answered {status}, and does not say that it stored it"
                 self._tell(instance, Outcome.RETRY, "not-stored", words, doubt=True)
