@@ -19,7 +19,7 @@ from pynetdicom import build_context, build_role, evt
 from pynetdicom.association import Association
 
 from clara_results.agents.dicom.association import VERIFICATION, AssociationSettings, Peer
-from clara_results.agents.dicom.dimse import application_entity, associate
+from clara_results.agents.dicom.dimse import NothingAccepted, application_entity, associate
 from clara_results.agents.exporter import TaskRejected
 from clara_results.agents.named import named_destination
 from clara_results.agents.secrets import Secrets
@@ -233,15 +233,12 @@ class Commitments:
                 [build_role(PUSH_MODEL, scu_role=True, scp_role=False)],
                 [(evt.EVT_N_EVENT_REPORT, self._reported_here, [request.transaction_uid, heard])],
             )
+        except NothingAccepted as error:
+            message = f"it does not offer storage commitment: {error}"
+            return CommitmentFailure(code=error.code, message=message, unsupported=True)
         except (DestinationUnavailable, TaskRejected) as error:
             return CommitmentFailure(code=error.code, message=str(error))
         try:
-            if not association.accepted_contexts:
-                return CommitmentFailure(
-                    code="commitment-unsupported",
-                    message=f"{destination.name} does not offer storage commitment",
-                    unsupported=True,
-                )
             failure = _request(association, request, destination.name)
             if failure is None:
                 self._wait_for(heard, association)

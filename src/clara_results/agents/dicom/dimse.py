@@ -20,6 +20,12 @@ Handlers = Sequence[tuple[Any, ...]]
 """pynetdicom's: events, what is called for each, and arguments of that."""
 
 
+class NothingAccepted(DestinationUnavailable):
+    """A peer that offers none of the services that are wanted of it."""
+
+    code = "service-not-offered"
+
+
 def application_entity(title: str, settings: AssociationSettings) -> AE:
     """Return ourselves as pynetdicom wants to know us."""
     entity = AE(title)
@@ -50,6 +56,7 @@ def associate(
         handlers: What is done about that which the peer asks for.
 
     Raises:
+        NothingAccepted: It accepts none of the contexts.
         DestinationUnavailable: It can't be reached, or accepts no association.
     """
     extended: list[Any] = list(roles)
@@ -74,6 +81,8 @@ def associate(
         raise DestinationUnavailable(f"can't connect to {peer}") from cause
     if association.is_established:
         return association
+    if association.rejected_contexts:  # pynetdicom ends an association with nothing in it
+        raise NothingAccepted(f"{peer} offers nothing of what is wanted of it")
     if association.is_rejected:
         raise DestinationUnavailable(f"{peer} rejected the association of {peer.calling}")
     raise DestinationUnavailable(f"no association with {peer}: it can't be reached, or aborted")
