@@ -368,7 +368,8 @@ class Sending:
             self._differs(instance, found)
         else:
             words = "the receiver did not take it: it says that it has one of this UID already, and does not show it"
-            self._tell(instance, Outcome.REJECTED, verdict.code, words, doubt=True)
+            outcome = Outcome.RETRY if verdict.kind is Kind.RETRY else Outcome.REJECTED
+            self._tell(instance, outcome, verdict.code, words, doubt=True)
 
     def _unmentioned(
         self, connection: WebConnection, status: int, left: Sequence[Instance], count: int
