@@ -35,8 +35,7 @@ _HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1
 _RLE = ("1.2.840.10008.1.2.5",)
 
 _PLUGINS = {
-    **dict.fromkeys(_JPEG_LOSSY + _JPEG_LOSSLESS, "gdcm"),
-    **dict.fromkeys(_JPEG_LS, "gdcm"),
+    **dict.fromkeys(_JPEG_LOSSY + _JPEG_LOSSLESS + _JPEG_LS, "gdcm"),
     **dict.fromkeys(_JPEG_2000 + _HTJ2K + _RLE, "pylibjpeg"),
 }
 """By transfer syntax the one of pydicom's plugins that decodes it here: always the same one, so that every frame of
@@ -44,6 +43,8 @@ an instance comes out alike."""
 DECODABLE = frozenset(_PLUGINS)
 """The compressed transfer syntaxes that can be decoded (PS3.5 A.4)."""
 
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG's and JPEG-LS's (F7H) frame headers."""
 _RGB, _YBR_FULL, _YBR_FULL_422 = "RGB", "YBR_FULL", "YBR_FULL_422"
 
 
@@ -189,7 +190,7 @@ def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
 
     syntax, plugin = description.transfer_syntax_uid, _PLUGINS[description.transfer_syntax_uid]
     is_jpeg = plugin == "gdcm" and syntax not in _JPEG_LS
-    if is_jpeg:
+    if plugin == "gdcm":
         _check_jpeg(description, frame)
     # GDCM finds the process in the codestream; pydicom's decoders for the lossy ones refuse 12 bits, which it can do.
     decoder = get_decoder(JPEGLosslessSV1 if is_jpeg else UID(syntax))
@@ -232,14 +233,14 @@ def decode(description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
 
 
 def _check_jpeg(description: FrameDescription, frame: bytes) -> None:
-    """Hold a JPEG codestream's frame header (ISO/IEC 10918-1 B.2.2) to what the data set says.
+    """Hold a JPEG or JPEG-LS codestream's frame header (ISO/IEC 10918-1 B.2.2, 14495-1 C.2.2) to what the data set says.
 
     GDCM does not: of samples that are wider than Bits Allocated it returns the half, as if it were the whole.
     """
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+        if marker in _FRAME_HEADERS:
             bits, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
             size = description.rows, description.columns, description.samples_per_pixel
             if (rows, columns, components) != size or bits > description.bits_allocated:
