@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 
 def multiply(url: str, task_id: str, times: int, jobs: int, destinations: int) -> None:
-    """Add tasks like one that there is, each with a registration, files, attempts and history of its own.
+    """Add tasks like one that there is, each with a registration, files, attempts, history and series of its own.
 
     No service may write meanwhile. Rows are taken as they are, whatever columns they have.
 
@@ -22,7 +22,16 @@ def multiply(url: str, task_id: str, times: int, jobs: int, destinations: int) -
         made = sa.MetaData()
         made.reflect(
             connection,
-            only=["registrations", "payloads", "tasks", "files", "attempts", "history"],
+            only=[
+                "registrations",
+                "payloads",
+                "tasks",
+                "files",
+                "attempts",
+                "history",
+                "series",
+                "instances",
+            ],
         )
         _Growth(connection, made, times, jobs, destinations).of(task_id)
     if engine.dialect.name == "postgresql":
@@ -68,9 +77,23 @@ class _Growth:
             priority=sa.case((number % 10 == 0, 5), else_=0),
             turn=1 + sa.cast(turn, sa.BigInteger),
         )  # fmt: skip
-        for name in ("files", "attempts", "history"):
-            of_task = self._tables[name].c.task == template.id
-            self._copy(name, numbers, of_task, task=last + number)
+        unlike = sa.literal(f".{own}").concat(sa.cast(number, sa.Text))
+        for name in ("files", "attempts", "history", "series"):
+            table = self._tables[name]
+            identifiers = {
+                each.name: each.concat(unlike)
+                for each in table.c
+                if each.name.endswith("instance_uid")
+                or each.name in {"accession_number", "patient_id"}
+            }
+            self._copy(
+                name, numbers, table.c.task == template.id, task=last + number, **identifiers
+            )
+        instances = self._tables["instances"]
+        self._copy(
+            "instances", numbers, instances.c.task_id == task_id,
+            sop_instance_uid=instances.c.sop_instance_uid.concat(unlike),
+        )  # fmt: skip
         of_jobs = _numbers(self._jobs)
         self._copy(
             "payloads", of_jobs, self._tables["payloads"].c.payload_id == template.payload_id,

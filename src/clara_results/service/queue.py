@@ -279,8 +279,8 @@ class Queue:
     # Storage commitment
 
     def ask_again(self, transaction: Transaction, row: Row, at: datetime) -> None:
-        """Have a receiver asked to commit itself at a moment, unless it does before."""
-        self._move(transaction, row, {"commit_at": at})
+        """Have a receiver asked to commit itself at a moment, unless it does before or its time is over."""
+        self._move(transaction, row, {"commit_at": min(at, row.commit_by)})
 
     def committed(
         self, transaction: Transaction, row: Row, outcomes: Sequence[FileOutcome]

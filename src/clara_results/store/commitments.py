@@ -37,7 +37,11 @@ def due(connection: sa.Connection, agent: str, now: datetime, size: int) -> Sequ
 
 _OVERDUE = Statement(
     sa.select(tasks)
-    .where(_awaited, tasks.c.commit_by <= sa.bindparam("now"))
+    .where(
+        _awaited,
+        tasks.c.commit_at <= sa.bindparam("now"),  # no later than commit_by: an index begins with it
+        tasks.c.commit_by <= sa.bindparam("now"),
+    )
     .limit(sa.bindparam("size", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )

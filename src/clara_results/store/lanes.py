@@ -207,14 +207,12 @@ _SHARED = Statement(
         .where(*_idle_here)
         .scalar_subquery()
         .label("idle"),
-        sa.exists()
+        sa.select(lanes.c.agent)
         .where(
             lanes.c.destination == destinations.c.name_key,
-            tasks.c.agent == lanes.c.agent,
-            tasks.c.destination == lanes.c.destination,
-            tasks.c.state == literal(State.PENDING),
-            ~tasks.c.waits,
+            sa.select(tasks.c.id).where(*_pending, ~tasks.c.waits).exists(),
         )
+        .exists()
         .label("in_line"),
     ).where(*same(destinations, "name_key"))
 )

@@ -158,7 +158,7 @@ tasks = sa.Table(
         sqlite_where=sa.text("state = 'InProgress'"), postgresql_where=sa.text("state = 'InProgress'"),
     ),
     sa.Index(
-        "ix_tasks_commitment", "agent", "commit_at", "commit_by", "destination",
+        "ix_tasks_commitment", "commit_at", "commit_by", "agent", "destination",
         sqlite_where=sa.text("state = 'AwaitingCommitment'"), postgresql_where=sa.text("state = 'AwaitingCommitment'"),
     ),
     sa.Index("ix_tasks_ended", "updated_at", sqlite_where=ENDED, postgresql_where=ENDED),

@@ -437,7 +437,7 @@ def files_page(
     of_series = [sa.func.coalesce(series.c[name], "").label(name) for name in SUBJECT]
     found = (
         sa.select(files, *of_series)
-        .outerjoin(series, series.c.id == files.c.series)
+        .outerjoin(series, sa.and_(series.c.id == files.c.series, series.c.task == task))
         .where(files.c.task == task, files.c.position > after)
     )
     if outcome is not None:

@@ -342,7 +342,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_tasks_commitment",
         "tasks",
-        ["agent", "commit_at", "commit_by", "destination"],
+        ["commit_at", "commit_by", "agent", "destination"],
         unique=False,
         sqlite_where=sa.text("state = 'AwaitingCommitment'"),
         postgresql_where=sa.text("state = 'AwaitingCommitment'"),
