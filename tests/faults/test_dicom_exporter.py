@@ -86,11 +86,15 @@ def breaks_at(*uids: str, how: Callable[[Conversation], None] = aborts) -> Scrip
     return script
 
 
+NO_ASKING_BACK = {"1.2.840.10008.5.1.4.1.2.2.1": 3, "1.2.840.10008.5.1.4.1.2.2.3": 3}
+"""Refusals of C-FIND and C-GET; after 0111 the receiver is asked for what it has."""
+
+
 def answers(status: int, *uids: str) -> Script:
     """Answer these instances with a status, and all others with success."""
 
     def script(talk: Conversation) -> None:
-        talk.accept()
+        talk.accept(refuse=NO_ASKING_BACK)
         while True:
             context, command = talk.read_store()
             told = command.AffectedSOPInstanceUID in uids
@@ -508,8 +512,8 @@ def test_no_patient_is_named_in_any_message(
         assert dcmread(tmp_path / f"{number}.dcm").PatientName == "SECRET^NAME"
 
     def script(talk: Conversation) -> None:
-        talk.accept()
-        talk.store_all(lambda count: statuses[count])
+        talk.accept(refuse=NO_ASKING_BACK)
+        talk.store_all(lambda count: statuses[len(talk.stored) - 1])
 
     delivery = FolderDelivery(tmp_path)
     exporter(receiver(script)).deliver(delivery)

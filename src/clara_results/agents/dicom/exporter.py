@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 
-from clara_results.agents.dicom.association import Association, AssociationSettings, Context, Peer
+from clara_results.agents.dicom.association import AssociationSettings, Peer
 from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.plan import plan
 from clara_results.agents.dicom.pool import AssociationPool
-from clara_results.agents.dicom.sending import Adopt, Sending
+from clara_results.agents.dicom.sending import Sending
 from clara_results.agents.exporter import Delivery
 from clara_results.agents.named import named_destination
 from clara_results.agents.secrets import Secrets
@@ -78,23 +78,17 @@ class DicomExporter:
         task_id = delivery.task.task_id
         breaks = self._troubles.of(task_id)
 
-        def associate(contexts: Sequence[Context], adopt: Adopt) -> Association:
-            peer = Peer.of(destination, self._calling_ae_title, self._secrets)
-            association = Association(peer, contexts, self._settings, self._clock)
-            adopt(association)
-            return association.open()
-
-        sending = Sending(
-            delivery,
-            destination,
-            associate,
-            self._pool,
-            self._settings,
-            self._clock,
-            self._decoders,
-            breaks,
-        )
         instances = sorted(plan(delivery), key=lambda one: one.file.uri in breaks)
         if instances:
-            sending.run(instances)
+            peer = Peer.of(destination, self._calling_ae_title, self._secrets)
+            Sending(
+                delivery,
+                destination,
+                peer,
+                self._pool,
+                self._settings,
+                self._clock,
+                self._decoders,
+                breaks,
+            ).run(instances)
         self._troubles.forget(task_id)

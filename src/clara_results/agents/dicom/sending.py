@@ -19,6 +19,7 @@ from clara_results.agents.dicom.association import (
     Association,
     AssociationSettings,
     Context,
+    Peer,
 )
 from clara_results.agents.dicom.connection import AssociationAborted, Interrupted
 from clara_results.agents.dicom.frames import FrameDecoders
@@ -27,10 +28,11 @@ from clara_results.agents.dicom.plan import Instance, check_unchanged, reject, u
 from clara_results.agents.dicom.pool import QUICK_RELEASE, AssociationPool, Negotiated
 from clara_results.agents.dicom.status import Kind, Verdict, judge
 from clara_results.agents.dicom.transcode import CannotTranscode, alternatives, transcode
+from clara_results.agents.dicom.verify import Verification, Verifier
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.agents.order import TICK, SendingOrder
 from clara_results.domain.clock import Clock
-from clara_results.domain.receivers import Commit
+from clara_results.domain.receivers import Commit, Verify
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import (
     ClaraResultsError,
@@ -63,8 +65,7 @@ _OUTCOMES = {
 _log = logging.getLogger(__name__)
 
 Adopt = Callable[[Association], None]
-Associate = Callable[[Sequence[Context], Adopt], Association]
-"""Opens an association for contexts; before that gives it to its second argument, so that it can be interrupted."""
+"""Takes an association before it is opened, so that it can be interrupted."""
 
 
 class Sending:
@@ -73,7 +74,7 @@ class Sending:
     Args:
         delivery: The task.
         destination: Where to.
-        associate: Opens an association.
+        peer: Who that is.
         pool: Associations that are open already.
         settings: Time limits.
         clock: Where time comes from.
@@ -85,7 +86,7 @@ class Sending:
         self,
         delivery: Delivery,
         destination: Destination,
-        associate: Associate,
+        peer: Peer,
         pool: AssociationPool,
         settings: AssociationSettings,
         clock: Clock,
@@ -98,7 +99,9 @@ class Sending:
         self.settings = settings
         self.clock = clock
         self.breaks = breaks
-        self._associate = associate
+        self.peer = peer
+        # One that stores; and one that asks back, where that is to be done.
+        self._each = 1 if destination.verify is Verify.OFF else 2
         self._pool = pool
         self._deadline = clock.monotonic() + settings.task
         self._changed = threading.Condition()
@@ -155,13 +158,17 @@ class Sending:
     def _staffed(self, count: int) -> bool:
         """Start senders that are missing, wait a moment, and tell whether any is at work."""
         with self._changed:
-            wanted = min(self.delivery.associations, self._room or count, count)
+            wanted = min(self._limit(), self._room or count, count)
             while len(self._senders) < wanted and not self.order.over:
                 sender = _Sender(self)
                 self._senders.add(sender)
                 sender.start()
             self._changed.wait_for(lambda: not self._senders or self._fault is not None, TICK)
             return bool(self._senders)
+
+    def _limit(self) -> int:
+        """Return how many senders there may be at this moment."""
+        return max(1, self.delivery.associations // self._each)
 
     def _patience(self) -> float | None:
         """Return the seconds for which instances in hand may still be answered; None: their own time limits hold."""
@@ -202,8 +209,7 @@ class Sending:
     def wants(self, sender: "_Sender") -> bool:
         """Tell whether a sender is not one too many; if it is, it does not count any more."""
         with self._changed:
-            limit = max(1, self.delivery.associations)
-            if len(self._senders) > limit:
+            if len(self._senders) > self._limit():
                 self._senders.discard(sender)
             return sender in self._senders
 
@@ -259,6 +265,11 @@ class Sending:
         found.round = self._round
         return found
 
+    def _associate(self, contexts: Sequence[Context], adopt: Adopt) -> Association:
+        association = Association(self.peer, contexts, self.settings, self.clock)
+        adopt(association)
+        return association.open()
+
     def _negotiated(self, contexts: Sequence[Context], adopt: Adopt) -> Negotiated:
         offered = self._offer(contexts)
         association = self._associate(offered, adopt)
@@ -289,7 +300,14 @@ class Sending:
                 found |= dict.fromkeys(each for each in some if each not in self._refused)
         return list(found)[:CONTEXT_LIMIT] or contexts
 
-    def answered(self, instance: Instance, verdict: Verdict, size: int, transcoded: str | None) -> None:  # fmt: skip
+    def answered(
+        self,
+        instance: Instance,
+        verdict: Verdict,
+        size: int,
+        transcoded: str | None,
+        verification: Verification | None,
+    ) -> None:
         """Tell what a receiver's answer means.
 
         Args:
@@ -297,16 +315,9 @@ class Sending:
             verdict: The answer, judged.
             size: Bytes of its data set.
             transcoded: In words, that it was not sent as it was.
-
-        Raises:
-            DestinationUnavailable: It means that there is no room for any.
+            verification: What asking back found, if that was done.
         """
-        if verdict.kind is Kind.UNAVAILABLE:
-            raise DestinationUnavailable(
-                f"{self.destination.name} answered {verdict.code}: {verdict.words}",
-                code="out-of-resources",
-            )
-        outcome = _OUTCOMES[verdict.kind]
+        outcome, code, words, doubt = _meaning(verdict, verification)
         delivered = outcome is Outcome.DELIVERED
         if delivered and self.destination.commitment is not Commit.OFF:
             outcome = Outcome.AWAITING
@@ -317,10 +328,10 @@ class Sending:
             FileOutcome(
                 uri=instance.file.uri,
                 outcome=outcome,
-                code=verdict.code,
-                message="; ".join(filter(None, (verdict.words, transcoded))) or None,
+                code=code,
+                message="; ".join(filter(None, (words, transcoded))) or None,
                 sop_instance_uid=instance.header.sop_instance_uid,
-                doubt=verdict.doubt,
+                doubt=doubt,
             ),
             size if delivered else 0,
         )
@@ -367,6 +378,7 @@ class _Sender:
         self._sending = sending
         self._negotiated: Negotiated | None = None
         self._association: Association | None = None
+        self._verifier: Verifier | None = None
         self._interrupted = False
         self._lock = threading.Lock()
         self._last = 0.0
@@ -402,6 +414,7 @@ class _Sender:
             sending.fail(error)
         finally:
             self._leave()
+            self._ask_no_more()
             sending.left(self)
 
     def _deliver(self, instance: Instance) -> bool:
@@ -479,7 +492,46 @@ class _Sender:
             one.rested = False
             self._last = sending.clock.monotonic()
             verdict = judge(status, sending.destination.statuses or {})
-            sending.answered(instance, verdict, size, transcoded)
+            if verdict.kind is Kind.UNAVAILABLE:
+                raise DestinationUnavailable(
+                    f"{sending.destination.name} answered {verdict.code}: {verdict.words}",
+                    code="out-of-resources",
+                )
+            verification = self._asked_back(instance, verdict.kind)
+            sending.answered(instance, verdict, size, transcoded, verification)
+
+    def _asked_back(self, instance: Instance, kind: Kind) -> Verification | None:
+        """Ask the receiver back for an instance, where that is to be done; within the associations that there may be."""
+        sending, how = self._sending, self._sending.destination.verify
+        if kind is Kind.DUPLICATE:
+            how = Verify.FULL
+        elif kind is not Kind.DELIVERED or how is Verify.OFF:
+            return None
+        only = sending.delivery.associations < 2 or sending.destination.verify is Verify.OFF
+        if only:
+            self._leave()
+        if self._verifier is None:
+            sending.uses(+1)
+            self._verifier = Verifier(
+                sending.peer, sending.settings, sending.decoders, sending.scratch
+            )
+        try:
+            with sending.delivery.open(instance.file) as opened:
+                check_unchanged(opened, instance)
+                return self._verifier.verify(opened, instance.header, how)
+        except (FileRejected, OSError) as error:
+            return Verification(
+                Outcome.RETRY, "verify-unavailable", f"it could not be verified: {error}"
+            )
+        finally:
+            if only:
+                self._ask_no_more()
+
+    def _ask_no_more(self) -> None:
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
+            self._sending.uses(-1)
 
     @contextmanager
     def _encoded(
@@ -551,6 +603,18 @@ class _Sender:
         while (left := end - sending.clock.monotonic()) > 0:
             sending.before_each()
             time.sleep(min(left, TICK))
+
+
+def _meaning(
+    verdict: Verdict, verification: Verification | None
+) -> tuple[Outcome, str, str | None, bool]:
+    """Return the outcome of an instance, its code, what it means, and whether the receiver may have it all the same."""
+    found = verification.outcome if verification is not None else None
+    if verdict.kind is Kind.DUPLICATE and found is Outcome.DELIVERED:
+        return Outcome.DELIVERED, verdict.code, "the receiver had this very instance already", False
+    if verdict.kind is Kind.DELIVERED and verification is not None and found is not Outcome.DELIVERED:  # fmt: skip
+        return verification.outcome, verification.code or verdict.code, verification.message, True
+    return _OUTCOMES[verdict.kind], verdict.code, verdict.words, verdict.doubt
 
 
 class CannotBeSent(ClaraResultsError):
