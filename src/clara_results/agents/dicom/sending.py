@@ -64,6 +64,8 @@ _OUTCOMES = {
 }
 _log = logging.getLogger(__name__)
 
+Encoded = tuple[memoryview, Callable[[int], None]]
+"""A data set, and what is called with how many bytes of it have been sent."""
 Adopt = Callable[[Association], None]
 """Takes an association before it is opened, so that it can be interrupted."""
 
@@ -331,10 +333,14 @@ class Sending:
                 code=code,
                 message="; ".join(filter(None, (words, transcoded))) or None,
                 sop_instance_uid=instance.header.sop_instance_uid,
-                doubt=doubt,
+                doubt=doubt or (not delivered and self.in_doubt(instance)),
             ),
             size if delivered else 0,
         )
+
+    def in_doubt(self, instance: Instance) -> bool:
+        """Tell whether the receiver may have an instance from a sending before that it did not answer."""
+        return instance.file.uri in self.breaks
 
     def broke(self, instance: Instance, negotiated: Negotiated, error: AssociationAborted) -> bool:
         """Note that an association broke at an instance; tell whether that is to be sent again.
@@ -474,9 +480,10 @@ class _Sender:
         """Send an instance, and tell what became of it."""
         sending = self._sending
         try:
-            with self._encoded(one, instance) as (context, data, transcoded):
+            with self._encoded(one, instance) as (context, (data, passed), transcoded):
                 size = len(data)
-                status = one.association.store(instance.header.sop_instance_uid, context, data)
+                uid = instance.header.sop_instance_uid
+                status = one.association.store(uid, context, data, passed)
         except CannotBeSent as error:
             reject(
                 sending.delivery,
@@ -484,6 +491,7 @@ class _Sender:
                 error.code,
                 str(error),
                 instance.header.sop_instance_uid,
+                doubt=sending.in_doubt(instance),
             )
         except (FileRejected, UnreadableInput, OSError) as error:
             unread(sending.delivery, instance.file, error)
@@ -536,7 +544,7 @@ class _Sender:
     @contextmanager
     def _encoded(
         self, one: Negotiated, instance: Instance
-    ) -> Iterator[tuple[Context, memoryview, str | None]]:
+    ) -> Iterator[tuple[Context, Encoded, str | None]]:
         """Give an instance's data set in a transfer syntax that the receiver takes, its context, and what was done to it.
 
         Raises:
@@ -548,7 +556,7 @@ class _Sender:
         sop_class, syntax = instance.context
         accepted = one.association.accepts(instance.context)
         if accepted and instance.data is not None:
-            yield instance.context, instance.data, None
+            yield instance.context, _held(instance.data), None
             return
         sending, out = self._sending, self._sending.scratch / f"{id(self)}.dcm"
         with sending.delivery.open(instance.file) as opened:
@@ -623,10 +631,16 @@ class CannotBeSent(ClaraResultsError):
     code = "no-presentation-context"
 
 
-def _mapped(opened: BinaryIO, header: Header) -> memoryview:
-    """Return an open file's data set, mapped, so that it takes no memory."""
+def _held(data: memoryview) -> Encoded:
+    return data, lambda _: None
+
+
+def _mapped(opened: BinaryIO, header: Header) -> Encoded:
+    """Return an open file's data set, mapped, so that it takes no memory; what was sent of it is let go."""
     # Unmapped when the last view of it goes: a traceback may hold one for a while.
-    return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))[header.data_offset :]
+    mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    data = memoryview(mapped)[header.data_offset :]
+    return data, lambda sent: mapped.madvise(mmap.MADV_DONTNEED, 0, min(sent, len(mapped)))
 
 
 def _contexts(instances: Iterable[Instance]) -> dict[str, tuple[Context, ...]]:
