@@ -191,7 +191,7 @@ def compare_files(
         if len(syntaxes) > 1 or syntaxes & DEFLATED_SYNTAXES:
             ours, mine = opened.enter_context(_plain(ours, mine, folder / "ours", decoders))
             theirs, its = opened.enter_context(_plain(theirs, its, folder / "theirs", decoders))
-        found = compare(_attributes(ours), _attributes(theirs))
+        found = compare(attributes(ours), attributes(theirs))
         if _pixels_digest(ours, mine) != _pixels_digest(theirs, its):
             found.append(_name(Tag(0x7FE00010)))
     return found[:SHOWN_LIMIT]
@@ -215,7 +215,8 @@ def _header(file: BinaryIO) -> Header:
     return read_header(bound(os.pread, file.fileno()), size, "")
 
 
-def _attributes(file: BinaryIO) -> Dataset:
+def attributes(file: BinaryIO) -> Dataset:
+    """Return a Part 10 file's attributes up to its pixel data, without a word about values that break rules."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file.seek(0)

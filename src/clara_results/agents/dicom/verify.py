@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import _config, build_context, build_role, evt
 from pynetdicom.association import Association
 
 from clara_results.agents.dicom.association import AssociationSettings, Peer
-from clara_results.agents.dicom.compare import compare, compare_files
+from clara_results.agents.dicom.compare import attributes, compare, compare_files
 from clara_results.agents.dicom.dimse import associate
 from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.part10 import DicomUnreadable, Header, NotForReceivers
@@ -136,9 +135,7 @@ class Verifier:
                 raise DestinationUnavailable(f"it answered a query with {code:04X}")
         if found is None:
             return None
-        source.seek(0)
-        ours = dcmread(source, stop_before_pixels=True)
-        return compare(ours, found, partial=True)
+        return compare(attributes(source), found, partial=True)
 
     def _full(self, source: BinaryIO, header: Header) -> list[str] | None:
         """Fetch the instance; return the differing attributes; None if the receiver has no such instance."""
