@@ -277,7 +277,13 @@ def demo(deadline: Deadline, running: ExitStack) -> None:
         for name, receiver in receivers.items():
             command = [str(CLARA_RESULTS), "destinations", "add", name]
             command += ["--ae-title", receiver.ae_title, "--host", "127.0.0.1"]
-            run([*command, "--port", str(receiver.port)], environment, silent=True)
+            command += [
+                "--port",
+                str(receiver.port),
+                "--max-associations",
+                str(receiver.associations),
+            ]
+            run(command, environment, silent=True)
         data = json.dumps(list(receivers), separators=(",", ":"))
         run([sys.executable, "register.py", "--agent", "ClaraSCU", "--data", data], environment)
         watch(client, receivers, wanted, up, deadline)
