@@ -12,6 +12,8 @@ from clara_results.agents.dicom.association import (
     IMPLEMENTATION_VERSION_NAME,
     AssociationSettings,
 )
+from clara_results.agents.dicom.commitment import ASKING, LINGER, LINGER_ALONE, PUSH_MODEL
+from clara_results.agents.dicom.dimse import application_entity
 from clara_results.agents.dicom.echo import IMAGES, OTHERS, SYNTAXES
 from clara_results.agents.dicom.frames import DECODABLE
 from clara_results.agents.dicom.status import Kind, judge
@@ -33,7 +35,9 @@ def test_the_implementation_is_named() -> None:
     assert row("implementation class UID") == IMPLEMENTATION_CLASS_UID
     assert row("implementation version name") == f"`{IMPLEMENTATION_VERSION_NAME}`"
     assert f"{FIELDS['max_pdu'].default:,} bytes" in row("maximum PDU length")
-    assert f"({Destination(name='x').max_associations})" in row("associations that it opens")
+    assert f"({Destination(name='x').max_associations})" in row(
+        "associations that it opens to store and to ask back"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,13 @@ def test_statuses(first: str, statuses: list[int], kind: Kind) -> None:
         verdict = judge(status)
         assert verdict.kind is kind
         assert "can't end" not in str(verdict.words)
+
+
+def test_storage_commitment() -> None:
+    assert f"N-ACTION, Storage Commitment Push Model {PUSH_MODEL}, action type 1" in FLOWING
+    assert f"kept open for {LINGER:g} s after the answer ({LINGER_ALONE:g} s where" in FLOWING
+    assert row("beside these").startswith(f"to ask for commitments: {ASKING} at once")
+    assert FIELDS["commitment_wait"].default == 10 * 60
+    assert FIELDS["commitment_deadline"].default == 24 * 3600
+    accepted = application_entity("X", AssociationSettings()).maximum_associations
+    assert f"{accepted} at once" in row("associations that it accepts")
