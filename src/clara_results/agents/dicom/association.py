@@ -12,7 +12,7 @@ import errno
 import ssl
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NoReturn, Self
@@ -377,13 +377,20 @@ class Association:
 
     # Services (PS3.7 9.1.1, 9.1.5, 9.3)
 
-    def store(self, sop_instance_uid: str, context: Context, data_set: memoryview) -> int:
+    def store(
+        self,
+        sop_instance_uid: str,
+        context: Context,
+        data_set: memoryview,
+        passed: Callable[[int], None] = lambda _: None,
+    ) -> int:
         """Send an instance and wait for the answer.
 
         Args:
             sop_instance_uid: The instance.
             context: Its SOP class and transfer syntax; one that is accepted.
             data_set: As encoded in that transfer syntax; best of a mapped file, so that it takes no memory.
+            passed: Called now and then, while a large data set is sent, with about how many bytes of it have been.
 
         Returns:
             The status that the receiver answered with.
@@ -406,12 +413,15 @@ class Association:
         )
         seconds = self._settings.dimse + len(data_set) / LEAST_RATE
         pieces: list[Piece] = []
+        sent = 0
         deadline = self._clock.monotonic() + seconds
         within = f"instance {sop_instance_uid} in time"
         for piece in self._pdus(number, command, data_set):
             pieces.append(piece)
             if len(pieces) == PIECES_LIMIT:
                 self._send(pieces, deadline, within, whole=False)
+                sent += sum(map(len, pieces))
+                passed(sent)
                 pieces = []
         self._send(pieces, deadline, within)
         return self._response(_C_STORE, number, sop_instance_uid)

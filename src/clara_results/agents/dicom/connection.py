@@ -23,8 +23,8 @@ from clara_results.errors import ClaraResultsError, DestinationUnavailable
 
 RECEIVED_LIMIT = 1 << 20
 """Bytes of a protocol data unit that are taken; none that is sent to a storage SCU comes near."""
-PIECES_LIMIT = 1000
-"""Pieces of one ``sendmsg``; Linux takes 1024 (IOV_MAX)."""
+PIECES_LIMIT = 128
+"""Pieces of one ``sendmsg``; Linux takes 1024 (IOV_MAX). With the largest PDUs these are some MB: enough at a time."""
 
 _RECEIVE = 1 << 16
 _PDU_HEAD = struct.Struct(">BBI")
