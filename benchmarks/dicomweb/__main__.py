@@ -27,7 +27,7 @@ COUNTS = {"CT": 300, "SR": 1000}
 CONNECTIONS = (1, 4)
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 AGENT = "DICOMweb"
-PEER = "dicomweb-client, 1"
+PEER = "dicomweb-client, 10 a request"
 
 
 def web_url(receiver: Receiver) -> str:
@@ -67,15 +67,23 @@ class OurStore(OurDestination):
 
 
 class Client:
-    """dicomweb-client, with requests as large as ours; its time is without the start of its process."""
+    """dicomweb-client over one connection; its time is without the start of its process."""
 
-    name = PEER
+    def __init__(self, name: str, batch_files: int, batch_bytes: int) -> None:
+        """Take how large its requests are at most."""
+        self.name = name
+        self._limits = [str(batch_files), str(batch_bytes)]
 
     def send(self, series: Series, receiver: Receiver) -> float:
         """Run it."""
-        script, limits = Path(__file__).with_name("client.py"), WebSettings()
-        arguments = [web_url(receiver), str(series.folder), str(limits.batch_files), str(limits.batch_bytes)]  # fmt: skip
-        command = [sys.executable, str(script), *arguments]
+        script = Path(__file__).with_name("client.py")
+        command = [
+            sys.executable,
+            str(script),
+            web_url(receiver),
+            str(series.folder),
+            *self._limits,
+        ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         if ended.returncode != 0:
             raise BenchmarkFailed(f"dicomweb-client failed: {ended.stderr[-500:]}")
@@ -100,7 +108,11 @@ def run(arguments: argparse.Namespace, work: Path) -> list[str]:
         ours = Ours(work / "ours", running)
         start_agent(ours, work, running)
         receiver = receivers.start("orthanc", work / "orthanc", running, [str(PLUGIN)])
-        senders: list[Sender] = [Client()]
+        ours_are = WebSettings()
+        senders: list[Sender] = [
+            Client(PEER, 10, sys.maxsize),
+            Client("dicomweb-client, requests as ours", ours_are.batch_files, ours_are.batch_bytes),
+        ]
         for number in CONNECTIONS:
             senders += [OurStore(ours, receiver, number), OurWebDestination(ours, receiver, number)]
         for kind in arguments.series:
