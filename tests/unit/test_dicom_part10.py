@@ -50,6 +50,8 @@ def instance() -> Dataset:
     made = Dataset()
     made.SOPClassUID = CTImageStorage
     made.SOPInstanceUID = "1.2.3.4"
+    made.SpecificCharacterSet = "ISO_IR 192"
+    made.AccessionNumber = "A 1"
     made.PatientID = "P 1"
     made.IssuerOfPatientID = "Ward"
     made.StudyInstanceUID = "1.2.3"
@@ -93,6 +95,8 @@ def assert_as_pydicom_reads(data: bytes) -> None:
     assert header.series_instance_uid == expected.get("SeriesInstanceUID", "")
     patient = (expected.get("PatientID", ""), expected.get("IssuerOfPatientID", ""))
     assert header.patient == tuple(part.strip(" ").encode() for part in patient)
+    assert header.accession_number == expected.get("AccessionNumber", "").strip(" ").encode()
+    assert header.character_set == expected.get("SpecificCharacterSet", "").encode()
     assert header.series_number == expected.get("SeriesNumber")
     assert header.instance_number == expected.get("InstanceNumber")
 
