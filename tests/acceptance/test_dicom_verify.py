@@ -1,6 +1,9 @@
 """Asking a real archive back: Orthanc, with its defaults, answers success to a second object under one UID and keeps the first."""
 
+import dataclasses
 import os
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, RLELossless
+from pynetdicom import AE, evt
 
 from clara_results.agents.dicom.association import Association, AssociationSettings, Peer
 from clara_results.agents.dicom.frames import FrameDecoders
@@ -17,7 +21,7 @@ from clara_results.agents.dicom.verify import Verification, Verifier
 from clara_results.domain.clock import SystemClock
 from clara_results.domain.receivers import Verify
 from clara_results.domain.tasks import Outcome
-from tests.conftest import Orthanc
+from tests.conftest import Orthanc, eventually
 
 if TYPE_CHECKING:
     from tests.conftest import CtWriter
@@ -190,3 +194,45 @@ def test_an_archive_that_offers_no_queries_is_told_so(
             assert (found.outcome, found.code) == (Outcome.RETRY, "verify-unavailable")
     verifier.close()
     decoders.close()
+
+
+def test_what_was_fetched_in_part_is_not_left_behind(
+    write_ct: "CtWriter", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, scratch = tmp_path / "1.dcm", tmp_path / "scratch"
+    scratch.mkdir()
+    made = write_ct(path, size=512)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    sent: list[int] = []
+
+    def give(_: evt.Event) -> Iterator[object]:
+        yield 1
+        yield 0xFF00, made
+
+    def break_off(event: evt.Event) -> None:
+        sent.append(len(event.data))
+        if sum(sent) > 200_000 and event.assoc.is_established:
+            eventually(lambda: any(scratch.glob("*.dcm")), "a part of it")
+            connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr, assignment]
+            connection.shutdown(socket.SHUT_RDWR)
+
+    entity = AE("ORTHANC")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.2.2.3")
+    entity.add_supported_context(made.SOPClassUID, scu_role=False, scp_role=True)
+    server = entity.start_server(
+        ("127.0.0.1", 0),
+        block=False,
+        evt_handlers=[(evt.EVT_C_GET, give), (evt.EVT_DATA_SENT, break_off)],
+    )
+    assert server is not None
+    assert server.socket is not None
+    peer = Peer("127.0.0.1", int(server.socket.getsockname()[1]), "ORTHANC", "VERIFIER")
+    decoders = FrameDecoders()
+    verifier = Verifier(peer, dataclasses.replace(SETTINGS, max_pdu=16_384), decoders, scratch)
+    with path.open("rb") as source:
+        found = verifier.verify(source, header_of(path), Verify.FULL)
+    server.shutdown()
+    decoders.close()
+    assert (found.outcome, found.code) == (Outcome.RETRY, "verify-unavailable")
+    assert sum(sent) < path.stat().st_size
+    assert list(scratch.iterdir()) == []

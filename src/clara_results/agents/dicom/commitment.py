@@ -10,7 +10,6 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -49,6 +48,8 @@ PAUSE = 5.0
 """Seconds after the service could not be asked."""
 ASKING = 4
 """Receivers asked at the same time."""
+FAREWELL = 2.0
+"""Seconds that an agent's end waits for receivers that are being asked."""
 LINGER = 2.0
 """Seconds for which the association stays open for the receiver's report, where there is a listener to report to."""
 LINGER_ALONE = 30.0
@@ -116,7 +117,7 @@ class Commitments:
         self._linger = linger
         self._stop = threading.Event()
         self._free = threading.Semaphore(ASKING)
-        self._pool = ThreadPoolExecutor(ASKING, thread_name_prefix="commitment")
+        self._asking: set[threading.Thread] = set()
         self._poller = threading.Thread(target=self._run, name="commitments", daemon=True)
         self._server: ThreadedAssociationServer | None = None
 
@@ -170,12 +171,13 @@ class Commitments:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End. What is being asked for now is asked for again, by any agent, when the receiver has been silent."""
+        """End. What is being asked now is given a moment; what is then unheard is asked for again, by any agent."""
         self._stop.set()
         if self._server is not None:
             self._server.shutdown()
-        self._poller.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._poller.join(FAREWELL)
+        for thread in tuple(self._asking):
+            thread.join(FAREWELL / ASKING)
 
     # Asking
 
@@ -199,8 +201,15 @@ class Commitments:
         taken = False
         try:
             for request in self._client.commitments_due(self._agent, size=1):
-                self._pool.submit(self._ask, request)
                 taken = True
+                thread = threading.Thread(
+                    target=self._ask,
+                    args=(request,),
+                    name=f"commitment {request.task_id}",
+                    daemon=True,
+                )
+                self._asking.add(thread)
+                thread.start()
         finally:
             if not taken:
                 self._free.release()
@@ -218,6 +227,7 @@ class Commitments:
         except Exception:  # noqa: BLE001  (outermost loop of the thread: what is silent is asked again)
             _log.exception("task %s: asking for the commitment failed", request.task_id)
         finally:
+            self._asking.discard(threading.current_thread())
             self._free.release()
 
     def _asked(self, request: CommitmentRequest) -> CommitmentFailure | None:

@@ -157,6 +157,7 @@ class Verifier:
         finally:
             while self._fetched:
                 self._fetched.pop().unlink()
+            _remove_partly_fetched(association)
 
     def _associated(self, header: Header, how: Verify) -> Association:
         """Return an association on which that can be asked: the open one, if it will do."""
@@ -186,6 +187,13 @@ class Verifier:
         self._fetched.append(out)
         shutil.move(event.dataset_path, out)
         return 0
+
+
+def _remove_partly_fetched(association: Association) -> None:
+    """Remove what pynetdicom had of an instance when the association broke; it leaves that in the temporary folder."""
+    path = getattr(association.dimse.message, "_data_set_path", None)
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def _query(header: Header) -> Dataset:
