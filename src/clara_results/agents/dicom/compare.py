@@ -1,10 +1,10 @@
 """Whether a receiver holds what it was sent: attribute by attribute, bulk data by digest.
 
 A receiver may change what says whose an image is, and what for: PS3.4 B.4.1.3 allows an SCP of C-STORE to coerce
-attributes, and IHE's Patient Information Reconciliation (Radiology TF-1 4, TF-2 4.7 and 4.12) wants it when a patient or
-an order becomes known later. Those attributes are left out of account: COERCED. UIDs are not among them: to find an
-image under other UIDs is to find another image. All else must be as it was sent. Private elements, and attributes that
-are empty, may be added.
+attributes, and IHE Radiology's profile Patient Information Reconciliation has it do so when a patient or an order becomes
+known or changes later (Patient Update, RAD-12; Procedure Update, RAD-13). Those attributes are left out of account:
+COERCED. UIDs are not among them: to find an image under other UIDs is to find another image. All else must be as it was
+sent. Private elements, and attributes that are empty, may be added.
 
 Values are patient data: tags and keywords are all that is told of them.
 """
