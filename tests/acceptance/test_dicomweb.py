@@ -50,7 +50,7 @@ def web_orthanc(
         pytest.skip("Orthanc's DICOMweb plugin is not installed")
     made: list[Orthanc] = []
 
-    def start(**settings: object) -> Orthanc:
+    def start(**settings: Any) -> Orthanc:
         folder = tmp_path / f"orthanc-{len(made)}"
         folder.mkdir()
         server = Orthanc(require_tool("Orthanc"), folder, Plugins=[str(PLUGIN)], **settings)

@@ -113,6 +113,7 @@ class Sending:
         self._connections: dict[int, WebConnection] = {}
         self._fault: BaseException | None = None
         self._broke_in_a_row: set[str] = set()
+        self._doubtful = set(breaks)
         self._waits = 0
         self._not_before = 0.0
         self._went_well = False
@@ -260,7 +261,7 @@ class Sending:
 
     def _unread(self, sent: Sequence[Instance], error: PartUnreadable) -> list[Batch]:
         """Tell of a file that changed while it was sent; send the others again, once the receiver was asked."""
-        self._holdings.forget(sent)
+        self._doubt(sent)
         for instance in sent:
             if instance.file.uri == error.uri:
                 self._tell(instance, Outcome.RETRY, error.code, str(error), doubt=True)
@@ -330,7 +331,7 @@ class Sending:
 
     def _not_confirmed(self, instance: Instance, found: Found) -> None:
         if found.holding is Holding.OTHER:
-            self._differs(instance, found)
+            self._differs(instance, found, doubt=True)  # it may be ours, and damaged
         else:
             what, code = "can't be asked back for it", "verify-unavailable"
             if found.holding is Holding.ABSENT:
@@ -395,9 +396,7 @@ class Sending:
             )
         for instance in absent:
             if status >= 300:
-                unknown = self._holdings.listed(connection, instance) is None
-                words = _refused(status)
-                self._tell(instance, Outcome.REJECTED, f"http-{status}", words, doubt=unknown)
+                self._tell(instance, Outcome.REJECTED, f"http-{status}", _refused(status))
             else:
                 words = f"{self._destination.name} answered {status}, and does not say that it stored it"
                 self._tell(instance, Outcome.RETRY, "not-stored", words, doubt=True)
@@ -411,7 +410,8 @@ class Sending:
             if seconds is None or seconds > WAIT_LIMIT or self._waits > WAITS:
                 raise self._service.unavailable(answer.status)
             self._not_before = max(self._not_before, self._clock.monotonic() + seconds)
-        self._holdings.forget(sent)
+        if answer.status == 503:
+            self._doubt(sent)
         return [Batch(sent, doubt=answer.status == 503)]
 
     # Doubt
@@ -447,14 +447,23 @@ class Sending:
         """Have these go last, each alone, in this attempt and the next: one of them may be what breaks the receiver."""
         for instance in sent:
             self._breaks.setdefault(instance.file.uri, 0)
+        self._doubt(sent)
+
+    def _doubt(self, instances: Sequence[Instance]) -> None:
+        """Note that the receiver may have these by now, whatever it says of them later; ask it anew."""
+        self._doubtful.update(instance.file.uri for instance in instances)
+        self._holdings.forget(instances)
 
     def _settled(self, connection: WebConnection, instances: Sequence[Instance]) -> list[Instance]:
         """Ask what the receiver has of instances, tell of what it has, and return the rest."""
         left = []
         for instance in instances:
             found = Found(Holding.UNKNOWN)
-            if self._holdings.listed(connection, instance):
+            listed = self._holdings.listed(connection, instance)
+            if listed:
                 found = self._holdings.compared(connection, instance, Verify.FULL)
+            if listed is not False and found.holding is Holding.UNKNOWN:
+                self._doubtful.add(instance.file.uri)
             if found.holding is Holding.OURS:
                 self._there_already(instance)
             elif found.holding is Holding.OTHER and not self._destination.overwrite:
@@ -473,12 +482,12 @@ class Sending:
         words = "the receiver has it already: it was fetched back and is the same"
         self._delivered(instance, ALREADY_STORED, words)
 
-    def _differs(self, instance: Instance, found: Found) -> None:
+    def _differs(self, instance: Instance, found: Found, *, doubt: bool = False) -> None:
         words = (
             f"{self._destination.name} has something else under this SOP Instance UID; it differs in "
             f"{', '.join(found.differs)}"
         )
-        self._tell(instance, Outcome.REJECTED, "verify-mismatch", words)
+        self._tell(instance, Outcome.REJECTED, "verify-mismatch", words, doubt=doubt)
 
     def _tell(
         self,
@@ -488,8 +497,10 @@ class Sending:
         words: str | None,
         *,
         size: int = 0,
-        doubt: bool = False,
+        doubt: bool | None = None,
     ) -> None:
+        if doubt is None:
+            doubt = outcome is not Outcome.DELIVERED and instance.file.uri in self._doubtful
         told = FileOutcome(
             uri=instance.file.uri,
             outcome=outcome,
