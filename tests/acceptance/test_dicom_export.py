@@ -38,15 +38,22 @@ SEVERAL_PDUS = 512
 """Rows and columns of an image that takes many PDUs of 16 KiB."""
 
 
-def destination(port: int) -> Destination:
-    return Destination(name="PACS", ae_title="PACS", host="127.0.0.1", port=port)
+def destination(port: int, *, transcode: bool = True) -> Destination:
+    return Destination(
+        name="PACS", ae_title="PACS", host="127.0.0.1", port=port, transcode=transcode
+    )
 
 
-def deliver(port: int, folder: Path) -> FolderDelivery:
+def deliver(port: int, folder: Path, *, transcode: bool = True) -> FolderDelivery:
     delivery = FolderDelivery(folder)
-    DicomExporter(
-        lambda: [destination(port)], "ClaraSCU", AssociationSettings(), SystemClock(), Secrets(None)
-    ).deliver(delivery)
+    pacs = destination(port, transcode=transcode)
+    exporter = DicomExporter(
+        lambda: [pacs], "ClaraSCU", AssociationSettings(), SystemClock(), Secrets(None)
+    )
+    try:
+        exporter.deliver(delivery)
+    finally:
+        exporter.close()
     return delivery
 
 
@@ -73,7 +80,7 @@ def test_storescp_gets_what_it_takes_bit_by_bit(
     write_ct(folder / "compressed.dcm")
     compress(folder / "compressed.dcm")
     scp = storescp()
-    delivery = deliver(scp.port, folder)
+    delivery = deliver(scp.port, folder, transcode=False)
     assert delivery.codes(Outcome.DELIVERED) == {f"{n}.dcm": "0000" for n in range(3)}
     assert delivery.codes(Outcome.REJECTED) == {"compressed.dcm": "no-presentation-context"}
     assert "JPEG 2000" in str(delivery.outcomes["compressed.dcm"].message)
@@ -147,4 +154,9 @@ def test_both_answer_an_echo(orthanc: Orthanc, storescp: StoreScpStarter) -> Non
     for port in (orthanc.dicom_port, storescp().port):
         result = echo_destination(destination(port), Secrets(None))
         assert result.ok, result
-        assert [step.name for step in result.steps] == ["connect", "association", "echo"]
+        assert [step.name for step in result.steps] == [
+            "connect",
+            "association",
+            "echo",
+            "contexts",
+        ]

@@ -127,6 +127,7 @@ class PduConnection:
         self._transport = None
         name = host.rstrip(".")
         try:
+            self._socket.getpeername()  # or it has broken already, and wrap_socket might lose it (CPython 3.11)
             secured = context.wrap_socket(
                 self._socket, server_hostname=name, do_handshake_on_connect=False
             )
