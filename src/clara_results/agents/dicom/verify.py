@@ -191,7 +191,10 @@ class Verifier:
 
 def _remove_partly_fetched(association: Association) -> None:
     """Remove what pynetdicom had of an instance when the association broke; it leaves that in the temporary folder."""
-    path = getattr(association.dimse.message, "_data_set_path", None)
+    message = association.dimse.message
+    path, file = getattr(message, "_data_set_path", None), getattr(message, "_data_set_file", None)
+    if file is not None:
+        file.close()
     if path is not None:
         path.unlink(missing_ok=True)
 
