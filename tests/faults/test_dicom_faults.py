@@ -36,6 +36,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "dicom.md"
 COUNT = 12
 """Instances of each task; the fault is at the fifth, where it is at one."""
 SHORT = AssociationSettings(connect=2, association=0.5, dimse=0.5, release=0.5, pause=0.01)
+PATIENT = AssociationSettings(release=0.5, pause=0.01)
 
 Act = Callable[["Conversation", int, Dataset], None]
 """What a receiver does once it has read an instance: with the context and the command set."""
@@ -52,6 +53,7 @@ class Fault:
         attempts: How each attempt at the task ends: None, or the code of what it waits for.
         rejected: The code with which the fifth instance is rejected; None: it is delivered.
         held: What the receiver has in the end: all, all but one (the fifth), none, or those under way, perhaps.
+        waits: How long it is waited for.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Fault:
     attempts: tuple[str | None, ...] = (None,)
     rejected: str | None = None
     held: str = "all"
+    waits: AssociationSettings = PATIENT
 
 
 def serves(acts: dict[str, Act], most: int | None = None) -> Script:
@@ -94,18 +97,14 @@ def once_at_fifth(act: Act) -> Callable[[list[str]], list[Script]]:
     """Do this at the fifth instance, but not a second time, whichever association it comes by."""
 
     def scripts(uids: list[str]) -> list[Script]:
-        acts = {uids[4]: act}
-        lock = threading.Lock()
+        acts: dict[str, Act] = {}
 
-        def script(talk: Conversation) -> None:
-            def first_time(talk: Conversation, context: int, command: Dataset) -> None:
-                with lock:
-                    acts.pop(uids[4])
-                act(talk, context, command)
+        def first_time(talk: Conversation, context: int, command: Dataset) -> None:
+            del acts[uids[4]]  # for all associations
+            act(talk, context, command)
 
-            serves(dict.fromkeys(acts, first_time))(talk)
-
-        return [script]
+        acts[uids[4]] = first_time
+        return [serves(acts)]
 
     return scripts
 
@@ -254,9 +253,9 @@ FAULTS = [
     Fault("rejects the association: protocol version", rejects(1, 2, 2), (UNAVAILABLE,), held="none"),
     Fault("rejects the association: congestion", rejects(2, 3, 1), (UNAVAILABLE,), held="none"),
     Fault("rejects the association: local limit", rejects(2, 3, 2), (UNAVAILABLE,), held="none"),
-    Fault("takes the connection and never answers", always(lambda talk: talk.wait_for_end()), (UNAVAILABLE,), held="none"),
-    Fault("never answers one instance, the first time", once_at_fifth(is_silent), (UNAVAILABLE, None)),
-    Fault("never answers any instance", at_each(is_silent), (UNAVAILABLE,), held="none"),
+    Fault("takes the connection and never answers", always(lambda talk: talk.wait_for_end()), (UNAVAILABLE,), held="none", waits=SHORT),
+    Fault("never answers one instance, the first time", once_at_fifth(is_silent), (UNAVAILABLE, None), waits=SHORT),
+    Fault("never answers any instance", at_each(is_silent), (UNAVAILABLE,), held="none", waits=SHORT),
     Fault("aborts in the middle of one instance, each time", aborts_within(lambda uids: uids[4]), (None,), "aborts-association", "all but one"),
     Fault("aborts at one instance, each time", at_fifth(aborts), (None,), "aborts-association", "all but one"),
     Fault("aborts at one instance, once", once_at_fifth(aborts)),
@@ -269,11 +268,11 @@ FAULTS = [
     Fault("claims an answer of a gigabyte, each time", at_fifth(claims_a_gigabyte), (None,), "aborts-association", "all but one"),
     Fault("closes after every two instances", lambda _: [serves({}, most=2)]),
     Fault("is full (A700) for a while", full_for_a_while, ("out-of-resources", None)),
-    Fault("reads at 1 KB/s, more slowly than an instance may take", always(slowly(1_000)), (UNAVAILABLE,), held="those under way"),
+    Fault("reads at 1 KB/s, more slowly than an instance may take", always(slowly(1_000)), (UNAVAILABLE,), held="those under way", waits=SHORT),
 ]  # fmt: skip
 
 
-def exporter(peer: ScriptedReceiver, settings: AssociationSettings = SHORT) -> DicomExporter:
+def exporter(peer: ScriptedReceiver, settings: AssociationSettings = PATIENT) -> DicomExporter:
     pacs = Destination(
         name="Pacs", ae_title="SIXTEEN  LETTERS", host=peer.host, port=peer.port, max_associations=4
     )
@@ -295,7 +294,7 @@ def test_a_fault_has_the_outcome_that_the_table_says(
     uids = series(tmp_path, write_ct)
     by_uri = {f"{number:02}.dcm": uid for number, uid in enumerate(uids)}
     peer = receiver(*fault.scripts(uids))
-    sender = exporter(peer)
+    sender = exporter(peer, fault.waits)
     told: dict[str, tuple[Outcome, str | None, bool]] = {}
     for expected in fault.attempts:
         delivery = FolderDelivery(tmp_path, associations=associations)
