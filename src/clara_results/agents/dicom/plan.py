@@ -31,7 +31,7 @@ _LATER = (
 """Classes that refer to others come after what they refer to: the first prefix that fits tells the place."""
 
 
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 HELD_BYTES = 8 << 20
 """Bytes of a task's small files that are held from their reading to their sending, so that each is opened once."""
 Stamp = tuple[int, int]
