@@ -17,7 +17,7 @@ from clara_results.agents.dicom.dimse import application_entity
 from clara_results.agents.dicom.echo import IMAGES, OTHERS, SYNTAXES
 from clara_results.agents.dicom.frames import DECODABLE
 from clara_results.agents.dicom.status import Kind, judge
-from clara_results.agents.dicom.verify import _FIND, _GET, _KEYS
+from clara_results.agents.dicom.verify import FIND, GET, KEYS
 from clara_results.settings import FIELDS
 from clara_results.wire.destinations import Destination
 
@@ -67,10 +67,10 @@ def test_what_is_decoded() -> None:
 
 
 def test_what_is_asked_back() -> None:
-    keys = ", ".join(dictionary_description(keyword) for keyword in _KEYS)
+    keys = ", ".join(dictionary_description(keyword) for keyword in KEYS)
     assert f"Keys, beside the UIDs: {keys}." in FLOWING
-    assert _FIND in row("`metadata`")
-    assert _GET in row("`full`")
+    assert FIND in row("`metadata`")
+    assert GET in row("`full`")
 
 
 def test_what_is_tried() -> None:

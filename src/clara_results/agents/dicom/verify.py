@@ -25,9 +25,10 @@ from clara_results.errors import DestinationUnavailable
 
 _config.STORE_RECV_CHUNKED_DATASET = True  # what is fetched goes to a file, whatever its size
 
-_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model, PS3.4 C.6.2
-_GET = "1.2.840.10008.5.1.4.1.2.2.3"
-_KEYS = (
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
+"""Study Root Query/Retrieve Information Model (PS3.4 C.6.2)."""
+KEYS = (
     "SOPClassUID", "InstanceNumber", "ImageType", "ContentDate", "ContentTime", "AcquisitionNumber",
     "ImagePositionPatient", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
     "CompletionFlag", "VerificationFlag", "ContentLabel",
@@ -123,10 +124,10 @@ class Verifier:
         """Return the differing attributes; None if the receiver has no such instance."""
         association = self._associated(header, Verify.METADATA)
         query = _query(header)
-        for keyword in _KEYS:
+        for keyword in KEYS:
             setattr(query, keyword, None)
         found = None
-        for status, identifier in association.send_c_find(query, _FIND):
+        for status, identifier in association.send_c_find(query, FIND):
             code = _code(status, "a query")
             if code in _PENDING:
                 if identifier is not None and identifier.get("SOPInstanceUID") == header.sop_instance_uid:  # fmt: skip
@@ -142,7 +143,7 @@ class Verifier:
         association = self._associated(header, Verify.FULL)
         try:
             code = 0
-            for status, _ in association.send_c_get(_query(header), _GET):
+            for status, _ in association.send_c_get(_query(header), GET):
                 code = _code(status, "a retrieval")
             if not self._fetched:
                 if (
@@ -166,16 +167,16 @@ class Verifier:
         association = self._association
         if association is None or not association.is_established or fetched not in {(), self._for}:
             self.close()
-            contexts = [build_context(_FIND), build_context(_GET)]
+            contexts = [build_context(FIND), build_context(GET)]
             contexts += [build_context(header.sop_class_uid, syntax) for syntax in fetched[1:]]
             roles = [build_role(header.sop_class_uid, scp_role=True)] if fetched else []
             handlers = [(evt.EVT_C_STORE, self._take)]
             association = associate(self._peer, self._settings, contexts, roles, handlers)
             self._association, self._for = association, fetched
         accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-        if how is Verify.METADATA and _FIND not in accepted:
+        if how is Verify.METADATA and FIND not in accepted:
             raise DestinationUnavailable(f"{self._peer} does not offer queries (C-FIND)")
-        if how is Verify.FULL and not {_GET, header.sop_class_uid} <= accepted:
+        if how is Verify.FULL and not {GET, header.sop_class_uid} <= accepted:
             raise DestinationUnavailable(
                 f"{self._peer} does not offer to send instances of this SOP class back (C-GET)"
             )
