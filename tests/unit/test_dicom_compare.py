@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from pydicom import DataElement, Dataset, Sequence, dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
 
 from clara_results.agents.dicom.compare import (
     COERCED,
@@ -165,3 +167,33 @@ def test_files_of_other_encodings_are_compared_by_what_they_hold(
         assert compare_files(ours, stored, decoders, tmp_path) == []
         assert compare_files(different, stored, decoders, tmp_path) == ["PixelData (7FE0,0010)"]
         assert compare_files(different, ours, decoders, tmp_path) == ["PixelData (7FE0,0010)"]
+
+
+def test_zero_and_blank_as_numbers_are_no_padding(
+    decoders: FrameDecoders, write_ct: CtWriter, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "ours.dcm", tmp_path / "theirs.dcm"
+    made = write_ct(ours, SmallestImagePixelValue=0)
+    made.SmallestImagePixelValue = 0x20
+    made.save_as(theirs, enforce_file_format=True)
+    with ours.open("rb") as one, theirs.open("rb") as other:
+        found = compare_files(one, other, decoders, tmp_path)
+    assert found == ["SmallestImagePixelValue (0028,0106)"]
+
+
+def test_compressed_pixel_data_is_compared_as_it_is_offset_tables_aside(
+    decoders: FrameDecoders, write_ct: CtWriter, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.dcm" for number in range(3)]
+    made = write_ct(paths[0])
+    made.NumberOfFrames = 3
+    made.file_meta.TransferSyntaxUID = RLELossless
+    frames = [bytes([number]) * 100_000 for number in range(3)]
+    for path, table, last in zip(paths, (True, False, True), (2, 2, 1), strict=True):
+        frames[2] = bytes([last]) * 100_000
+        made["PixelData"] = DataElement("PixelData", "OB", encapsulate(frames, has_bot=table))
+        made["PixelData"].is_undefined_length = True
+        made.save_as(path, enforce_file_format=True)
+    with paths[0].open("rb") as ours, paths[1].open("rb") as same, paths[2].open("rb") as other:
+        assert compare_files(ours, same, decoders, tmp_path) == []
+        assert compare_files(ours, other, decoders, tmp_path) == ["PixelData (7FE0,0010)"]

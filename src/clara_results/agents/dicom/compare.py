@@ -292,11 +292,11 @@ def _same(ours: Dataset, theirs: Dataset, tag: BaseTag, partial: bool) -> bool:
 
 
 def _raw(data_set: Dataset, tag: BaseTag) -> bytes | None:
-    """Return a value as it is encoded, without padding, where it was not decoded yet."""
+    """Return a value as it is encoded, where it was not decoded yet: where that is the same, the value is."""
     element: object = data_set.get_item(tag) if tag in data_set else None
     if not isinstance(element, RawDataElement) or element.value is None:
         return None
-    return element.value.rstrip(b"\0 ") if element.is_little_endian else None
+    return element.value if element.is_little_endian else None
 
 
 _CONVERSION = (ValueError, TypeError, LookupError, NotImplementedError, OverflowError)
@@ -322,7 +322,7 @@ def _values(data_set: Dataset, tag: BaseTag) -> list[Any] | None:
 def _comparable(value: Any, vr: str) -> Any:
     """Return a value freed of what its encoding adds: padding, the look of a number, the width of one."""
     if isinstance(value, bytes):
-        return hashlib.sha256(value.rstrip(b"\0")).digest() if value else None
+        return hashlib.sha256(value + b"\0" * (len(value) % 2)).digest() if value else None
     if isinstance(value, PersonName):
         return str(value).rstrip("=^ ")
     if vr in {"DS", "IS"} and value not in {None, ""}:

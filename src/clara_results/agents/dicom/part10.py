@@ -206,7 +206,7 @@ def encoding_of(syntax: str) -> Encoding:
 
 
 class Window:
-    """A piece of a file that moves along, always forward, with the one who reads.
+    """A piece of a file that moves along with the one who reads.
 
     Attributes:
         size: Of the whole, in bytes.
@@ -248,7 +248,7 @@ class Window:
 
         An item or a delimiter (PS3.5 7.5) has no value representation.
         """
-        if position - self.base > self.room:
+        if not 0 <= position - self.base <= self.room:
             self.move(position)
         at = position - self.base
         try:
