@@ -236,6 +236,14 @@ class WebPeer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
+    def forget(self, uid: str) -> None:
+        """Have an instance as if it had never been stored."""
+        with self.lock:
+            del self.stored[uid]
+            self.times_stored[uid] -= 1
+            if not self.times_stored[uid]:
+                del self.times_stored[uid]
+
     def stop(self) -> None:
         """End, and raise what a script raised."""
         self._server.shutdown()

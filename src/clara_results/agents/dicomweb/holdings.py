@@ -62,6 +62,7 @@ class Holdings:
         self._delivery = delivery
         self._service = service
         self._lock = threading.Lock()
+        self._forgotten = 0
         self._listed: dict[tuple[str, str], set[str] | None] = {}
 
     def listed(self, connection: WebConnection, instance: Instance) -> bool | None:
@@ -74,17 +75,19 @@ class Holdings:
         """
         series = _series(instance)
         with self._lock:
-            known = series in self._listed
+            known, asked = series in self._listed, self._forgotten
             found = self._listed.get(series)
         if not known:
             found = self._service.instances(connection, *series)
             with self._lock:
-                self._listed[series] = found
+                if asked == self._forgotten:  # else it may be older than what was to be forgotten
+                    self._listed[series] = found
         return None if found is None else instance.header.sop_instance_uid in found
 
     def forget(self, instances: Sequence[Instance]) -> None:
         """Ask for these instances' series again: the service may have got some of them meanwhile."""
         with self._lock:
+            self._forgotten += 1
             for instance in instances:
                 self._listed.pop(_series(instance), None)
 
