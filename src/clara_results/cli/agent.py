@@ -1,5 +1,6 @@
 """``clara-results agent``: processes that deliver."""
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -227,4 +228,6 @@ def _run(
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()  # DICOM's dictionaries stay anyway; looking through them takes 50 ms each time
     runner.run()
