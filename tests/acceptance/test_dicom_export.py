@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydicom import dcmread
@@ -21,17 +22,20 @@ from clara_results.agents.dicom.echo import echo_destination
 from clara_results.agents.dicom.exporter import DicomExporter
 from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
+from clara_results.domain.receivers import Commit, Verify
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import DestinationUnavailable
 from clara_results.wire.destinations import Destination
+from tests.conftest import Orthanc
 from tests.support.delivery import FolderDelivery
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pydicom import Dataset
 
-    from tests.conftest import CtWriter, Orthanc, StoreScpStarter
+    from tests.conftest import CtWriter, StoreScpStarter
 
 UNCOMPRESSED = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 SEVERAL_PDUS = 512
@@ -160,3 +164,52 @@ def test_both_answer_an_echo(orthanc: Orthanc, storescp: StoreScpStarter) -> Non
             "echo",
             "contexts",
         ]
+
+
+def steps_of(port: int, **settings: Any) -> dict[str, tuple[bool, str]]:
+    """Test a destination; return for each step whether it went well, and what was said."""
+    pacs = replace(destination(port), **settings)
+    result = echo_destination(pacs, Secrets(None))
+    return {step.name: (step.ok, step.message) for step in result.steps}
+
+
+def test_a_test_says_whether_orthanc_can_be_asked_back(
+    require_tool: Callable[[str], str], orthanc: Orthanc, tmp_path: Path
+) -> None:
+    port = orthanc.dicom_port
+    assert "query" not in steps_of(port)
+    ok, message = steps_of(port, verify=Verify.METADATA)["query"]
+    assert not ok
+    assert "make ClaraSCU known to it" in message
+    (tmp_path / "open").mkdir()
+    allows = Orthanc(
+        require_tool("Orthanc"),
+        tmp_path / "open",
+        DicomAlwaysAllowFind=True,
+        DicomAlwaysAllowGet=True,
+    )
+    try:
+        allows.start()
+        steps = steps_of(allows.dicom_port, verify=Verify.FULL, commitment=Commit.REQUIRE)
+    finally:
+        allows.kill()
+    assert steps["query"] == (
+        True,
+        "it offers queries (C-FIND) and retrieval (C-GET), and answers a query",
+    )
+    assert steps["commitment"][0]
+    assert "offers storage commitment" in steps["commitment"][1]
+
+
+def test_a_test_says_what_storescp_does_not_offer(storescp: StoreScpStarter) -> None:
+    port = storescp().port
+    ok, message = steps_of(port, verify=Verify.FULL)["query"]
+    assert not ok
+    assert "does not offer" in message or "offers nothing" in message
+    assert steps_of(port, commitment=Commit.REQUIRE)["commitment"] == (
+        False,
+        "it does not offer storage commitment",
+    )
+    ok, message = steps_of(port, commitment=Commit.ASK)["commitment"]
+    assert ok
+    assert "counts as delivered all the same" in message

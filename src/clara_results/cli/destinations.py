@@ -235,8 +235,9 @@ def _settings(item: DestinationView) -> Mapping[str, str | Text]:
         found["calling AE title"] = item.calling_ae_title or "the agent's own"
         found["host"], found["port"] = item.host or "", str(item.port)
     found["associations"] = f"{item.associations} of {item.max_associations}"
-    found["transcode"], found["overwrite"] = _yes(item.transcode), _yes(item.overwrite)
-    found["verify"], found["commitment"] = item.verify, item.commitment
+    if item.url is None:
+        found["transcode"], found["commitment"] = _yes(item.transcode), item.commitment
+    found["overwrite"], found["verify"] = _yes(item.overwrite), item.verify
     if item.statuses:
         found["statuses"] = ", ".join(f"{code}={what}" for code, what in item.statuses.items())
     found["TLS"] = _tls_in_words(item.tls)

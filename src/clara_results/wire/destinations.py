@@ -134,7 +134,8 @@ class TestStep:
 
     Attributes:
         name: ``secrets`` (only if one is not there), ``connect`` (TCP), ``tls``, ``association``,
-            ``echo`` (C-ECHO), ``contexts`` (what it takes).
+            ``echo`` (C-ECHO), ``contexts`` (what it takes), ``query`` and ``commitment`` (whether it can be asked back,
+            and to commit itself, where that is set). A DICOMweb destination has steps of its own.
         ok: Whether it went well.
         milliseconds: How long it took.
         message: What the receiver said, or why it failed and what to do.

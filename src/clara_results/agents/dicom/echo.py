@@ -1,10 +1,11 @@
-"""Whether a destination answers, and what it takes: connection, TLS, association, C-ECHO, contexts, each with its time."""
+"""Whether a destination answers, what it takes, and whether it can be asked back: step by step, each with its time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-from pydicom import uid
+from pydicom import Dataset, uid
 from pydicom.uid import UID
+from pynetdicom import build_context, build_role
 
 from clara_results.agents.dicom.association import (
     CONTEXT_LIMIT,
@@ -14,9 +15,13 @@ from clara_results.agents.dicom.association import (
     Context,
     Peer,
 )
+from clara_results.agents.dicom.commitment import PUSH_MODEL
 from clara_results.agents.dicom.connection import AssociationAborted
+from clara_results.agents.dicom.dimse import NothingAccepted, associate
+from clara_results.agents.dicom.verify import FIND, GET
 from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import Clock, SystemClock
+from clara_results.domain.receivers import Commit, Verify
 from clara_results.errors import DestinationUnavailable
 from clara_results.wire.destinations import Destination, TestedContext, TestResult, TestStep
 
@@ -146,12 +151,21 @@ class _Test:
             ("association", lambda: self._negotiate(association, peer)),
             ("echo", lambda: self._echo(association)),
             ("contexts", lambda: self._negotiate_contexts(peer)),
+            ("query", lambda: self._ask_back(peer)),
+            ("commitment", lambda: self._negotiate_commitment(peer)),
         ]
+        unwanted = {
+            name
+            for name, wanted in (
+                ("tls", peer.tls is not None),
+                ("query", self._destination.verify is not Verify.OFF),
+                ("commitment", self._destination.commitment is not Commit.OFF),
+            )
+            if not wanted
+        }
         with association:
             for name, step in steps:
-                if name == "tls" and peer.tls is None:
-                    continue
-                if not self._step(name, step):
+                if name not in unwanted and not self._step(name, step):
                     break
         return self._result()
 
@@ -209,6 +223,46 @@ class _Test:
                     self._contexts.append(_tested(context, association.refused.get(context)))
         taken = sum(context.accepted for context in self._contexts)
         return f"it takes {taken} of {len(tried)} pairs of storage SOP class and transfer syntax"
+
+    def _ask_back(self, peer: Peer) -> str:
+        """Query for an instance that nobody has, as a receiver is asked back for one that it stored."""
+        wanted = {FIND: "queries (C-FIND)"}
+        if self._destination.verify is Verify.FULL:
+            wanted[GET] = "retrieval (C-GET)"
+        query = Dataset()
+        query.QueryRetrieveLevel = "IMAGE"
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(query, keyword, uid.generate_uid())
+        known = f"make {peer.calling} known to it as one that may ask back"
+        association = associate(peer, self._settings, [build_context(model) for model in wanted])
+        try:
+            for context in association.rejected_contexts:
+                what = wanted[str(context.abstract_syntax)]
+                raise DestinationUnavailable(f"it does not offer {what}; {known}")
+            for answer, _ in association.send_c_find(query, FIND):
+                status = answer.get("Status")
+                if status is None:
+                    raise DestinationUnavailable(
+                        f"it aborts at a query, or does not answer; {known}"
+                    )
+                if status not in {0x0000, 0xFF00, 0xFF01}:
+                    raise DestinationUnavailable(
+                        f"it answers a query with status {status:04X}; {known}"
+                    )
+        finally:
+            if association.is_established:
+                association.release()
+        return f"it offers {' and '.join(wanted.values())}, and answers a query"
+
+    def _negotiate_commitment(self, peer: Peer) -> str:
+        roles = [build_role(PUSH_MODEL, scu_role=True, scp_role=False)]
+        try:
+            associate(peer, self._settings, [build_context(PUSH_MODEL)], roles).release()
+        except NothingAccepted as error:
+            if self._destination.commitment is Commit.REQUIRE:
+                raise DestinationUnavailable("it does not offer storage commitment") from error
+            return "it does not offer storage commitment; what it stores counts as delivered all the same"
+        return "it offers storage commitment; that it knows where to report to is seen once it does"
 
 
 def _contexts() -> Iterator[Context]:
