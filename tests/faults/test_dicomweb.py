@@ -969,8 +969,9 @@ def test_verification_finds_what_it_compares(
     uids = series(tmp_path, write_ct, 2)
 
     def script(exchange: Exchange) -> None:
-        exchange.answer(200, references(exchange.keep()))
+        kept = exchange.keep()
         exchange.peer.stored[uids[1]] = other_pixels(exchange.peer.stored[uids[1]])
+        exchange.answer(200, references(kept))
 
     delivery = deliver(peer(script), tmp_path, verify=verify)
     assert told(delivery)["0"] == (DELIVERED, "stored", False)
@@ -991,8 +992,37 @@ def test_verification_that_finds_nothing_tries_again(
 
     delivery = deliver(peer(script), tmp_path, verify=verify)
     assert told(delivery) == dict.fromkeys("01", (RETRY, "verify-absent", True))
+
+
+@pytest.mark.parametrize("verify", [Verify.METADATA, Verify.FULL])
+@pytest.mark.parametrize("status", [406, 501])
+def test_a_receiver_that_can_not_be_asked_back_makes_the_task_wait(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter, verify: Verify, status: int
+) -> None:
+    """Nothing is sent three times for nothing."""
+    series(tmp_path, write_ct, 2)
     web = peer()
-    web.lookups = 406
-    assert told(deliver(web, tmp_path, verify=verify)) == dict.fromkeys(
-        "01", (RETRY, "verify-unavailable", True)
-    )
+    web.lookups = status
+    with pytest.raises(
+        DestinationUnavailable, match="set the destination's verify to off"
+    ) as caught:
+        deliver(web, tmp_path, verify=verify)
+    assert caught.value.code == "verify-unavailable"
+    assert web.stows == 1
+
+
+def test_an_instance_that_can_not_be_compared_is_tried_again(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter
+) -> None:
+    uids = series(tmp_path, write_ct, 2)
+
+    def script(exchange: Exchange) -> None:
+        kept = exchange.keep()
+        exchange.peer.stored[uids[1]] = exchange.peer.stored[uids[1]][:-100]
+        exchange.answer(200, references(kept))
+
+    delivery = deliver(peer(script), tmp_path, verify=Verify.FULL)
+    assert told(delivery) == {
+        "0": (DELIVERED, "stored", False),
+        "1": (RETRY, "verify-unavailable", True),
+    }

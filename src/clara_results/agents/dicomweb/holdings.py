@@ -42,10 +42,12 @@ class Found:
     Attributes:
         holding: What it has.
         differs: The attributes in which it differs from what was sent, by keyword and tag.
+        offered: False: it is unknown since the service does not offer to be asked for it.
     """
 
     holding: Holding
     differs: tuple[str, ...] = ()
+    offered: bool = True
 
 
 class Holdings:
@@ -124,7 +126,7 @@ class Holdings:
     ) -> Found:
         described = self._service.metadata(connection, path)
         if not described:
-            return Found(Holding.UNKNOWN if described is None else Holding.ABSENT)
+            return _none(described is not None)
         theirs, unseen = from_json(described)
         if theirs.get("SOPInstanceUID") != instance.header.sop_instance_uid:
             return Found(Holding.UNKNOWN)
@@ -142,10 +144,14 @@ class Holdings:
         with tempfile.TemporaryFile() as theirs:
             there = self._service.retrieve(connection, path, instance.stamp[0], theirs)
             if not there:
-                return Found(Holding.UNKNOWN if there is None else Holding.ABSENT)
+                return _none(there is not None)
             theirs.flush()
             scratch = Path(tempfile.gettempdir())
             return _found(compare_files(ours, theirs, self._decoders, scratch))
+
+
+def _none(offered: bool) -> Found:
+    return Found(Holding.ABSENT) if offered else Found(Holding.UNKNOWN, offered=False)
 
 
 def _found(differs: list[str]) -> Found:

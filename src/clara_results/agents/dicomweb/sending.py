@@ -332,6 +332,13 @@ class Sending:
     def _not_confirmed(self, instance: Instance, found: Found) -> None:
         if found.holding is Holding.OTHER:
             self._differs(instance, found, doubt=True)  # it may be ours, and damaged
+        elif not found.offered:
+            self._doubt([instance])
+            raise DestinationUnavailable(
+                f"{self._destination.name} can't be asked back for what it stored (WADO-RS): have it allowed there, or "
+                "set the destination's verify to off",
+                code="verify-unavailable",
+            )
         else:
             what, code = "can't be asked back for it", "verify-unavailable"
             if found.holding is Holding.ABSENT:
