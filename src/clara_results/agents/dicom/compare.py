@@ -324,7 +324,7 @@ def _comparable(value: Any, vr: str) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value + b"\0" * (len(value) % 2)).digest() if value else None
     if isinstance(value, PersonName):
-        return str(value).rstrip("=^ ")
+        return "=".join(group.rstrip("^ ") for group in str(value).split("=")).rstrip("=")
     if vr in {"DS", "IS"} and value not in {None, ""}:
         return float(value)
     if vr in {"FL", "OF"} and isinstance(value, float):
