@@ -14,10 +14,12 @@ from clara_results.agents.secrets import Secrets
 from clara_results.domain.clock import SystemClock
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import DestinationUnavailable
-from clara_results.wire.destinations import Destination
+from clara_results.wire.destinations import Destination, Tls
+from tests.support.certificates import Authority
 from tests.support.delivery import FolderDelivery
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import CtWriter
@@ -84,10 +86,25 @@ class Chaos:
             return
 
 
-@pytest.mark.parametrize("associations", [1, 4])
-@pytest.mark.parametrize("seed", [0, 1, 8, 17])
+@pytest.fixture(scope="module")
+def authority(
+    require_tool: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Authority:
+    return Authority(require_tool("openssl"), tmp_path_factory.mktemp("authority"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "associations", "secured"),
+    [(0, 1, False), (8, 1, False), (17, 1, True), (0, 4, False), (1, 4, False), (2, 4, True)],
+)
 def test_the_books_are_right(
-    receiver: ReceiverStarter, tmp_path: Path, write_ct: CtWriter, seed: int, associations: int
+    receiver: ReceiverStarter,
+    authority: Authority,
+    tmp_path: Path,
+    write_ct: CtWriter,
+    seed: int,
+    associations: int,
+    secured: bool,
 ) -> None:
     by_uri = {
         f"{number:02}.dcm": str(
@@ -97,9 +114,11 @@ def test_the_books_are_right(
     }
     chaos = Chaos(seed)
     script: Script = chaos
-    peer = receiver(script)
-    pacs = Destination(name="Pacs", ae_title="PACS", host="127.0.0.1", port=peer.port)
-    sender = DicomExporter(lambda: [pacs], "ClaraSCU", SHORT, SystemClock(), Secrets(None))
+    peer = receiver(script, tls=authority.server() if secured else None)
+    tls = Tls(ca="ca.pem") if secured else None
+    pacs = Destination(name="Pacs", ae_title="PACS", host="127.0.0.1", port=peer.port, tls=tls)
+    secrets = Secrets(authority.certificate.parent)
+    sender = DicomExporter(lambda: [pacs], "ClaraSCU", SHORT, SystemClock(), secrets)
     settled: dict[str, Outcome] = {}
     for _ in range(ATTEMPTS):
         if len(settled) == COUNT:
