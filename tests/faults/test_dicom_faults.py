@@ -358,7 +358,10 @@ def test_300_sop_classes_by_ipv6_to_an_ae_title_of_16_characters(
         write_ct(
             tmp_path / f"{number:03}.dcm", number=number, size=2, SOPClassUID=f"1.2.3.{number}"
         )
-    peer = receiver(script, host="::1")
+    try:
+        peer = receiver(script, host="::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
     delivery = FolderDelivery(tmp_path, associations=associations)
     sender = exporter(peer)
     sender.deliver(delivery)
