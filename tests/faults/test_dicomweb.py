@@ -535,6 +535,25 @@ def test_a_rest_that_is_asked_for_is_given(
     once(web, uids)
 
 
+def test_all_connections_rest_together(
+    peer: Callable[..., WebPeer], tmp_path: Path, write_ct: CtWriter
+) -> None:
+    uids = series(tmp_path, write_ct, 8)
+    together = threading.Barrier(4)
+
+    def busy(exchange: Exchange) -> None:
+        exchange.body()
+        together.wait(10)
+        exchange.answer(503, headers={"Retry-After": "1"})
+
+    web = peer(busy, busy, busy, busy, takes_all)
+    delivery = FolderDelivery(tmp_path, associations=4)
+    settings = dataclasses.replace(SHORT, batch_files=2, answer=10)
+    deliver(web, tmp_path, delivery=delivery, settings=settings)
+    assert set(told(delivery).values()) == {(DELIVERED, "stored", False)}
+    once(web, uids)
+
+
 @pytest.mark.parametrize(
     ("headers", "stows"),
     [

@@ -200,7 +200,7 @@ class Sending:
                 finally:
                     self._order.settle(again)
         except Interrupted:
-            pass  # by _look, which knows why
+            pass  # by the fault that is known already
         except BaseException as error:  # noqa: BLE001  (raised again in the task's own thread)
             self._fail(error)
         finally:
@@ -235,6 +235,8 @@ class Sending:
         """Wait as long as the receiver asked for, or as one that broke off is left alone."""
         self._delivery.checkpoint()
         while (left := self._not_before - self._clock.monotonic()) > 0:
+            if self._order.over:
+                raise Interrupted("nothing more is sent")
             time.sleep(min(left, TICK))
             self._delivery.checkpoint()
 
@@ -247,10 +249,8 @@ class Sending:
                 with ExitStack() as own:
                     file = own.enter_context(self._delivery.open(instance.file))
                     check_unchanged(file, instance)
-                    if size <= PIECE:
-                        file = BytesIO(
-                            file.read(size)
-                        )  # many of them would take many file descriptors
+                    if size <= PIECE:  # many of them would take many file descriptors
+                        file = BytesIO(file.read(size))
                     else:
                         opened.push(own.pop_all())
             except (FileRejected, OSError) as error:
@@ -413,10 +413,11 @@ class Sending:
         """Send again once the receiver has had its rest, if it says how long that is to be, and not too long."""
         seconds = retry_after(answer, self._clock.now())
         with self._changed:
-            self._waits += 1
+            now = self._clock.monotonic()
+            self._waits += now >= self._not_before  # else it is another answer of the same time
             if seconds is None or seconds > WAIT_LIMIT or self._waits > WAITS:
                 raise self._service.unavailable(answer.status)
-            self._not_before = max(self._not_before, self._clock.monotonic() + seconds)
+            self._not_before = max(self._not_before, now + seconds)
         if answer.status == 503:
             self._doubt(sent)
         return [Batch(sent, doubt=answer.status == 503)]
@@ -445,7 +446,7 @@ class Sending:
         self._holdings.forget(sent)
         absent = self._settled(connection, sent)
         if absent and len(sent) == 1 and self._breaks[first] >= BREAK_LIMIT:
-            words = f"the connection broke {BREAK_LIMIT} times while it was sent; the last time: {error}"
+            words = f"sending it failed {BREAK_LIMIT} times; the last time: {error}"
             self._tell(absent[0], Outcome.REJECTED, "breaks-connection", words, doubt=True)
             return []
         return [Batch([one]) for one in absent]
