@@ -102,7 +102,9 @@ def dicom(
         token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
-    with _installed("DICOM", "dicom"):
+    from clara_results.agents.dicom.frames import without_codecs
+
+    with _installed("DICOM", "dicom"), without_codecs():
         from clara_results.agents.dicom.association import AssociationSettings
         from clara_results.agents.dicom.commitment import Commitments
         from clara_results.agents.dicom.exporter import DicomExporter
