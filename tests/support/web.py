@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
@@ -110,9 +110,12 @@ class Exchange:
         self._handler.close_connection = True
         connection.close()
 
-    def read_some(self, count: int) -> None:
-        """Read no more than this of the body."""
-        self._handler.rfile.read(min(count, self.length))
+    def pieces(self) -> Iterator[bytes]:
+        """Read the request's body piece by piece."""
+        left = self.length
+        while left and (piece := self._handler.rfile.read(min(left, 1 << 20))):
+            left -= len(piece)
+            yield piece
 
 
 Script = Callable[[Exchange], None]
