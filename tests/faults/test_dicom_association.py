@@ -16,7 +16,6 @@ from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from clara_results.agents.dicom.association import (
     CONTEXT_LIMIT,
-    IMPLEMENTATION_CLASS_UID,
     VERIFICATION,
     Association,
     AssociationSettings,
@@ -29,6 +28,7 @@ from clara_results.agents.dicom.connection import (
     Interrupted,
     PduConnection,
 )
+from clara_results.agents.dicom.part10 import IMPLEMENTATION_CLASS_UID
 from clara_results.domain.clock import SystemClock
 from clara_results.errors import DestinationUnavailable, UnreadableInput
 from tests.conftest import eventually

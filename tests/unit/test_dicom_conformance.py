@@ -7,15 +7,15 @@ import pytest
 from pydicom.datadict import dictionary_description
 from pydicom.uid import UID
 
-from clara_results.agents.dicom.association import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    AssociationSettings,
-)
+from clara_results.agents.dicom.association import AssociationSettings
 from clara_results.agents.dicom.commitment import ASKING, LINGER, LINGER_ALONE, PUSH_MODEL
 from clara_results.agents.dicom.dimse import application_entity
 from clara_results.agents.dicom.echo import IMAGES, OTHERS, SYNTAXES
 from clara_results.agents.dicom.frames import DECODABLE
+from clara_results.agents.dicom.part10 import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+)
 from clara_results.agents.dicom.status import Kind, judge
 from clara_results.agents.dicom.verify import FIND, GET, KEYS
 from clara_results.settings import FIELDS

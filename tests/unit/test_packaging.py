@@ -168,3 +168,8 @@ def test_the_wheel_holds_package_and_licences(tmp_path: Path) -> None:
     }
     assert sum("licenses/LICENSE" in name for name in names) == 2
     assert "clara-results = clara_results.cli.main:main" in entry_points
+
+
+def test_the_dicomweb_agent_works_without_pynetdicom() -> None:
+    program = "import sys; sys.modules['pynetdicom'] = None; import clara_results.agents.dicomweb.exporter"
+    subprocess.run([sys.executable, "-c", program], check=True)

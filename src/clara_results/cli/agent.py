@@ -170,7 +170,9 @@ def dicomweb(
         token_file=token_file, log_format=log_format, log_level=log_level,
     )  # fmt: skip
     set_up_logging(settings)
-    with _installed("DICOMweb", "dicomweb"):
+    from clara_results.agents.dicom.frames import without_codecs
+
+    with _installed("DICOMweb", "dicomweb"), without_codecs():
         from clara_results.agents.dicomweb.connection import WebSettings
         from clara_results.agents.dicomweb.exporter import DicomWebExporter
         from clara_results.agents.secrets import Secrets as SecretsFolder

@@ -34,6 +34,10 @@ from clara_results.agents.dicom.connection import (
     PduConnection,
     Piece,
 )
+from clara_results.agents.dicom.part10 import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+)
 from clara_results.agents.secrets import CODE, Secrets
 from clara_results.agents.tls import refusal, tls_context
 from clara_results.domain.clock import Clock
@@ -42,8 +46,6 @@ from clara_results.errors import DestinationUnavailable, UnreadableInput
 from clara_results.wire.destinations import Auth, Destination
 
 VERIFICATION = "1.2.840.10008.1.1"
-IMPLEMENTATION_CLASS_UID = "2.25.186121744103154591266682160995305927684"
-IMPLEMENTATION_VERSION_NAME = "CLARA_RESULTS"
 CONTEXT_LIMIT = 128
 """Presentation contexts of an association: odd numbers of one byte (PS3.8 9.3.2.2)."""
 IDENTITY_LIMIT = 60_000

@@ -8,11 +8,10 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation, UserIdentityNegotiation
 from pynetdicom.presentation import PresentationContext
 
-from clara_results.agents.dicom.association import (
+from clara_results.agents.dicom.association import AssociationSettings, Peer
+from clara_results.agents.dicom.part10 import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
-    AssociationSettings,
-    Peer,
 )
 from clara_results.errors import DestinationUnavailable
 

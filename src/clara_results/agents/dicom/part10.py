@@ -16,6 +16,10 @@ from clara_results.errors import ClaraResultsError
 ReadAt = Callable[[int, int], bytes]
 """Reads a file: ``read(count, offset)``, as ``os.pread`` does; fewer bytes only at its end."""
 
+IMPLEMENTATION_CLASS_UID = "2.25.186121744103154591266682160995305927684"
+"""Names us, in the files that are written here and in associations (PS3.7 D.3.3.2); the version's name goes with it."""
+IMPLEMENTATION_VERSION_NAME = "CLARA_RESULTS"
+
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 BIG_ENDIAN_SYNTAX = "1.2.840.10008.1.2.2"

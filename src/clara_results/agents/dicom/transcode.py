@@ -20,10 +20,6 @@ from typing import Any, BinaryIO
 
 from pydicom.encaps import generate_frames
 
-from clara_results.agents.dicom.association import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-)
 from clara_results.agents.dicom.elements import Element, Part, dictionary_vr, walk
 from clara_results.agents.dicom.frames import (
     DECODABLE,
@@ -35,6 +31,8 @@ from clara_results.agents.dicom.frames import (
 from clara_results.agents.dicom.part10 import (
     BIG_ENDIAN,
     BIG_ENDIAN_SYNTAX,
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
     IS_LONG,
     ITEM,
     ITEM_END,
