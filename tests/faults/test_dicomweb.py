@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tests.conftest import CtWriter
     from tests.support.web import Script
 
-SHORT = WebSettings(connect=2, answer=0.5, pause=0.01)
+SHORT = WebSettings(connect=5, answer=5, pause=0.01)
+IMPATIENT = WebSettings(connect=5, answer=1, pause=0.01)
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 KEY_OBJECTS = "1.2.840.10008.5.1.4.1.1.88.59"
 
@@ -650,7 +651,7 @@ def resets(exchange: Exchange) -> None:
 
 
 def hangs(exchange: Exchange) -> None:
-    time.sleep(1.0)
+    time.sleep(2.0)
     exchange.drop()
 
 
@@ -663,7 +664,7 @@ def babbles(exchange: Exchange) -> None:
 
 
 def trickles(exchange: Exchange) -> None:
-    for _ in range(20):
+    for _ in range(60):
         exchange.raw(b"H")
         time.sleep(0.1)
 
@@ -684,7 +685,7 @@ def test_after_a_lost_answer_only_what_is_not_there_is_sent_again(
         breaks(exchange)
 
     web = peer(script, takes_all)
-    delivery = deliver(web, tmp_path)
+    delivery = deliver(web, tmp_path, settings=IMPATIENT if breaks is hangs else SHORT)
     once(web, uids)
     codes = Counter(code for _, code, _ in told(delivery).values())
     assert codes == Counter({"already-stored": kept, "stored": 4 - kept})
@@ -697,8 +698,8 @@ def test_an_answer_that_trickles_counts_as_none(
     # Its size allows for a little more time than a test has.
     web = peer(trickles, takes_all)
     begun = time.monotonic()
-    delivery = deliver(web, tmp_path)
-    assert time.monotonic() - begun < 1.9
+    delivery = deliver(web, tmp_path, settings=IMPATIENT)
+    assert time.monotonic() - begun < 5
     assert told(delivery) == {"0": (DELIVERED, "stored", False)}
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import CtWriter
 
-SHORT = WebSettings(connect=2, answer=1, pause=0.01, batch_files=1)
+SHORT = WebSettings(connect=5, answer=5, pause=0.01, batch_files=1)
 
 
 class Reading:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 INSTANCES = 24
 ATTEMPTS = 40
-SETTINGS = WebSettings(connect=5, answer=2, pause=0.001, batch_files=5)
+SETTINGS = WebSettings(connect=5, answer=10, pause=0.001, batch_files=5)
 FINAL = {Outcome.DELIVERED, Outcome.REJECTED}
 
 
