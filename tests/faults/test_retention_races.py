@@ -15,8 +15,8 @@ from clara_results.domain.tasks import State
 from clara_results.domain.transitions import RetryPolicy
 from clara_results.errors import ClaraResultsError, Gone, NotFound, Refused, ServiceUnavailable
 from clara_results.payloads import FolderStore
-from clara_results.service.pruner import Pruner
 from clara_results.service.custody import Custody
+from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Checked, Registrar
 from clara_results.service.retention import Retention, Rules

@@ -131,11 +131,36 @@ def test_an_object_that_was_refused_frees_its_uid_unless_there_is_doubt(
     assert announce(pacs, claimed(pacs, job="mended"), instance(content="y")) == [then]
 
 
-def test_one_to_retry_keeps_its_uid(pacs: "LocalService") -> None:
+@pytest.mark.parametrize(("doubt", "then"), [(False, SEND), (True, REUSED)])
+def test_one_to_retry_keeps_its_uid_if_there_is_doubt(
+    pacs: "LocalService", doubt: bool, then: Clearance
+) -> None:
     task = claimed(pacs)
     announce(pacs, task, instance())
-    ended(pacs, task, instance(), outcome=Outcome.RETRY, code="0110")
+    ended(pacs, task, instance(), outcome=Outcome.RETRY, code="0110", doubt=doubt)
+    assert announce(pacs, claimed(pacs, job="other"), instance(content="y")) == [then]
+
+
+def test_a_refusal_does_not_undo_what_an_earlier_attempt_may_have_sent(
+    pacs: "LocalService",
+) -> None:
+    task = claimed(pacs)
+    announce(pacs, task, instance())
+    pacs.client.release(task.task_id, Release(lease_token=task.lease_token or ""))
+    again = pacs.claim()  # whether the first attempt's instance came to the receiver nobody knows
+    announce(pacs, again, instance())
+    announce(pacs, again, instance())  # as after an answer that was lost
+    ended(pacs, again, instance(), outcome=Outcome.REJECTED, code="A900")
     assert announce(pacs, claimed(pacs, job="other"), instance(content="y")) == [REUSED]
+
+
+def test_nor_what_another_task_has_delivered(pacs: "LocalService") -> None:
+    sent(pacs, "Any")
+    later = claimed(pacs, "Any", "later")
+    announce(pacs, later, instance(content="y"))
+    ended(pacs, later, instance(content="y"), outcome=Outcome.REJECTED, code="A900")
+    add(pacs, "Strict", port=105)
+    assert announce(pacs, claimed(pacs, "Strict", "last"), instance(content="z")) == [REUSED]
 
 
 def test_a_person_may_have_it_sent_again(pacs: "LocalService") -> None:

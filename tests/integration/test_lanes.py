@@ -302,7 +302,9 @@ def test_any_number_of_names_that_are_no_destinations_costs_a_claim_little(
     assert len(statements) < 60  # whatever the number of names
 
 
-def test_the_next_task_tries_a_destination_whose_probe_was_given_back(local: "LocalService") -> None:
+def test_the_next_task_tries_a_destination_whose_probe_was_given_back(
+    local: "LocalService",
+) -> None:
     add(local, "Away")
     register(local, "Away", 2)
     unavailable(local, local.claim())

@@ -25,6 +25,7 @@ UID_LIMIT = 64
 TEXT_LIMIT = 255
 """Characters of an accession number or a patient's id that are kept."""
 _DIGEST = 64
+_REFUSED = {Outcome.REJECTED, Outcome.RETRY}
 
 
 class Custody:
@@ -67,6 +68,8 @@ class Custody:
                     "sop_instance_uid": one.sop_instance_uid,
                     "sha256": one.sha256,
                     "task_id": task.task_id,
+                    "attempt": task.attempt,
+                    "doubtful": _doubtful(known.get(one.sop_instance_uid), task),
                     "updated_at": now,
                 }
                 for one, clearance in zip(announced, clearances, strict=True)
@@ -84,7 +87,7 @@ class Custody:
             one
             for one in outcomes
             if one.sop_instance_uid
-            and (one.outcome is Outcome.DELIVERED or (one.outcome is Outcome.REJECTED and not one.doubt))
+            and (one.outcome is Outcome.DELIVERED or (one.outcome in _REFUSED and not one.doubt))
         ]  # fmt: skip
         destination = destinations.setting(connection, task.destination) if ended else None
         if destination is None:
@@ -140,6 +143,14 @@ def _clearance(one: Announced, known: Row | None, task: Row, destination: Destin
     if known.delivered and task.redelivery_of is None:
         return Clearance.DELIVERED
     return Clearance.SEND
+
+
+def _doubtful(known: Row | None, task: Row) -> bool:
+    """Tell whether the receiver may have something under a UID from before this attempt."""
+    if known is None:
+        return False
+    same_attempt = known.task_id == task.task_id and known.attempt == task.attempt
+    return bool(known.doubtful) if same_attempt else True
 
 
 def _check(announced: Sequence[Announced]) -> None:

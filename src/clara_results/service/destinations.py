@@ -51,7 +51,8 @@ _OF_KIND: dict[str, dict[str, Callable[[Any], object]]] = {
     },
     DICOMWEB: {"url": names.http_url},
 }
-"""What only destinations of one kind have, with its rules; all but the calling AE title must be there."""
+"""What only destinations of one kind have, with its rules; all but what is optional must be there."""
+_OPTIONAL = {"calling_ae_title"}
 
 
 def checked(body: Destination) -> Destination:
@@ -70,27 +71,17 @@ def checked(body: Destination) -> Destination:
             faults.append(FieldError(field, str(error)))
 
     check("name", lambda: names.destination_name(body.name))
-    if body.kind not in KINDS:
-        faults.append(FieldError("kind", f"that is not one of {', '.join(KINDS)}"))
-    else:
-        mine, others = _OF_KIND[body.kind], _OF_KIND[KINDS[1 - KINDS.index(body.kind)]]
-        for field, rule in mine.items():
-            value = getattr(body, field)
-            if value is not None:
-                check(camel(field), partial(rule, value))
-            elif field != "calling_ae_title":
-                faults.append(FieldError(camel(field), f"a {body.kind} destination needs it"))
-        for field in others:
-            if getattr(body, field) is not None:
-                faults.append(FieldError(camel(field), f"a {body.kind} destination has none"))
-    if body.kind == DICOMWEB and body.commitment is not Commit.OFF:
-        faults.append(FieldError("commitment", "only dicom destinations can be asked to commit"))
+    faults += _kind_faults(body)
+    for field in sorted(set().union(*_OF_KIND.values())):
+        value = getattr(body, field)
+        rule = _OF_KIND.get(body.kind, {}).get(field)
+        if value is not None and rule is not None:
+            check(camel(field), partial(rule, value))
     if not 1 <= body.max_associations <= 1000:
         faults.append(
             FieldError("maxAssociations", f"{body.max_associations} is not within 1 to 1000")
         )
-    if body.statuses is not None:
-        check("statuses", lambda: normal.update(statuses.checked(body.statuses or {})))
+    check("statuses", lambda: normal.update(statuses.checked(body.statuses or {})))
     faults += _tls_faults(body) + _auth_faults(body)
     if faults:
         raise InvalidInput(
@@ -99,6 +90,21 @@ def checked(body: Destination) -> Destination:
             errors=faults,
         )
     return replace_fields(body, statuses=normal or None)
+
+
+def _kind_faults(body: Destination) -> list[FieldError]:
+    """Return what a destination has that its kind has not, or lacks."""
+    if body.kind not in KINDS:
+        return [FieldError("kind", f"that is not one of {', '.join(KINDS)}")]
+    mine = _OF_KIND[body.kind]
+    others = set().union(*_OF_KIND.values()) - set(mine)
+    lacking = [name for name in mine if name not in _OPTIONAL and getattr(body, name) is None]
+    strange = [name for name in sorted(others) if getattr(body, name) is not None]
+    faults = [FieldError(camel(name), f"a {body.kind} destination needs it") for name in lacking]
+    faults += [FieldError(camel(name), f"a {body.kind} destination has none") for name in strange]
+    if body.kind == DICOMWEB and body.commitment is not Commit.OFF:
+        faults.append(FieldError("commitment", "only dicom destinations can be asked to commit"))
+    return faults
 
 
 def _tls_faults(body: Destination) -> list[FieldError]:

@@ -19,9 +19,9 @@ from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service import lanes
 from clara_results.service.access import Access
+from clara_results.service.census import Enumerator
 from clara_results.service.commitments import Commitments
 from clara_results.service.custody import Custody
-from clara_results.service.census import Enumerator
 from clara_results.service.events import Feed
 from clara_results.service.metrics import Metrics, disks, receivers
 from clara_results.service.pruner import Pruner

@@ -51,17 +51,14 @@ def known(connection: sa.Connection, receiver: int, uids: Sequence[str]) -> dict
     return found
 
 
+_ANNOUNCED = ("sha256", "task_id", "attempt", "doubtful", "updated_at")
 _insert = upsert(instances)
 _ANNOUNCE = Statement(
     _insert.values(
-        given(instances, "receiver", "sop_instance_uid", "sha256", "task_id", "updated_at")
-        | {"delivered": sa.false()}
+        given(instances, "receiver", "sop_instance_uid", *_ANNOUNCED) | {"delivered": sa.false()}
     ).on_conflict_do_update(
         index_elements=["receiver", "sop_instance_uid"],
-        set_={
-            name: _insert.excluded[name]
-            for name in ("sha256", "delivered", "task_id", "updated_at")
-        },
+        set_={name: _insert.excluded[name] for name in (*_ANNOUNCED, "delivered")},
     )
 )
 
@@ -85,13 +82,15 @@ def note_delivered(connection: sa.Connection, rows: Sequence[Mapping[str, Any]])
 
 _FORGET = Statement(
     instances.delete().where(
-        *same(instances, "receiver", "sop_instance_uid", "task_id"), ~instances.c.delivered
+        *same(instances, "receiver", "sop_instance_uid", "task_id"),
+        ~instances.c.delivered,
+        ~instances.c.doubtful,
     )
 )
 
 
 def forget(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Forget what a task announced and the receiver is known not to have."""
+    """Forget what a task announced and the receiver refused, unless something may have come to it before."""
     _FORGET.run_many(connection, rows)
 
 

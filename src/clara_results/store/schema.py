@@ -241,11 +241,17 @@ instances = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("delivered", sa.Boolean, nullable=False),
     sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("doubtful", sa.Boolean, nullable=False),
     sa.Column("updated_at", Instant, nullable=False),
     sa.PrimaryKeyConstraint("receiver", "sop_instance_uid"),
     sqlite_with_rowid=False,
 )
-"""Under which digest an instance was, or may have been, sent to a receiver last, and whether the receiver has it."""
+"""Under which digest an instance was, or may have been, sent to a receiver last, and whether the receiver has it.
+
+``doubtful``: what was announced before, by another attempt, may have come to the receiver. So a refusal of this attempt
+does not show that the receiver has nothing.
+"""
 
 commitments = sa.Table(
     "commitments",

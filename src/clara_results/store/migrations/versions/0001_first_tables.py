@@ -405,6 +405,8 @@ def upgrade() -> None:
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("delivered", sa.Boolean(), nullable=False),
         sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("doubtful", sa.Boolean(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["receiver"], ["receivers.id"], name=op.f("fk_instances_receiver")),
         sa.PrimaryKeyConstraint("receiver", "sop_instance_uid", name=op.f("pk_instances")),
