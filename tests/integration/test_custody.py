@@ -47,7 +47,7 @@ def pacs(local: "LocalService") -> "LocalService":
 
 
 def add(local: "LocalService", name: str, **more: Any) -> None:
-    values = {"ae_title": "PACS", "host": "pacs.example", "port": 104, "max_associations": 50}
+    values: dict[str, Any] = {"ae_title": "PACS", "host": "pacs.example", "port": 104, "max_associations": 50}
     local.client.add_destination(Destination(name=name, **(values | more)))
 
 
