@@ -7,7 +7,6 @@ SHELL := bash
 .PHONY: help demo test prove bench lint format lock licenses docs
 
 BIN := .venv/bin
-BENCH ?= queue
 LOCKS := requirements-build.lock requirements-dev.lock
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(UPGRADE)
 
