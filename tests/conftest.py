@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,8 +56,10 @@ START_LIMIT = 60.0
 """Seconds that a server may take to start on a busy machine."""
 
 
-def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    """Wait until ``check`` is true.
+def eventually(
+    check: Callable[[], bool], what: str, timeout: float = 10.0, every: float = 0.01
+) -> None:
+    """Wait until ``check`` is true; it is looked at ``every`` so many seconds.
 
     Raises:
         AssertionError: It was not within ``timeout`` seconds; the message says ``what`` was waited for.
@@ -66,7 +68,7 @@ def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0) -> N
     while not check():
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout} s")
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +153,7 @@ class Orthanc:
     Args:
         program: Its path.
         folder: Where all that is its own lies.
+        launcher: What runs it: a command that its own is appended to.
         **settings: More of its configuration, such as ``DicomTlsEnabled=True``.
 
     Attributes:
@@ -161,8 +164,10 @@ class Orthanc:
 
     ae_title = "ORTHANC"
 
-    def __init__(self, program: str, folder: Path, **settings: Any) -> None:
-        self._program = program
+    def __init__(
+        self, program: str, folder: Path, launcher: Sequence[str] = (), **settings: Any
+    ) -> None:
+        self._command = [*launcher, program]
         self._folder = folder
         self._settings = settings
         self._http = urllib3.PoolManager(retries=False, timeout=20)
@@ -197,7 +202,7 @@ class Orthanc:
     def start(self) -> None:
         """Start it, with the same ports and storage as before."""
         self._server = ServerProcess(
-            [self._program, str(self._configure())], self._folder / "orthanc.log"
+            [*self._command, str(self._configure())], self._folder / "orthanc.log"
         )
         self._server.start(self._is_up)
 
@@ -212,6 +217,12 @@ class Orthanc:
         if self._server is not None:
             self._server.kill()
         self._http.clear()
+
+    @property
+    def pid(self) -> int:
+        """Return the running process' id."""
+        assert self._server is not None, "the server is not running"
+        return self._server.pid
 
     def _is_up(self) -> bool:
         try:
@@ -233,6 +244,10 @@ class Orthanc:
     def sop_instance_uids(self) -> set[str]:
         """Return the SOP Instance UIDs of all that it holds."""
         return {item["MainDicomTags"]["SOPInstanceUID"] for item in self.get("/instances?expand")}
+
+    def log(self) -> str:
+        """Return all that it has printed."""
+        return (self._folder / "orthanc.log").read_text(errors="replace")
 
     def dicom_file(self, sop_instance_uid: str) -> bytes:
         """Return the Part 10 file that it holds of an instance."""
