@@ -123,15 +123,17 @@ class LimitedStorage:
 class Instances:
     """Small CT instances, all different, made fast: one data set, in which the bytes that differ are replaced."""
 
+    rows: int = ROWS
+    """Rows and columns."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the data set of each that was made, by SOP Instance UID."""
 
     def __post_init__(self) -> None:
         study, series, frame, sop = (_uid() for _ in range(4))
-        image = ct_instance(study, series, frame, 1, ROWS)
+        image = ct_instance(study, series, frame, 1, self.rows)
         image.SOPInstanceUID = UID(sop)
         image.InstanceNumber = _NUMBER.decode()
-        image.PixelData = b"\xa5\x5a" * (ROWS * ROWS)
+        image.PixelData = b"\xa5\x5a" * self.rows**2
         image.file_meta = FileMetaDataset()
         image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
         image.file_meta.MediaStorageSOPInstanceUID = UID(sop)
@@ -377,8 +379,10 @@ def held_digests(archive: Orthanc) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def limited_archive(require_tool: Callable[[str], str], folder: Path, count: int) -> Iterator[tuple[Orthanc, LimitedStorage]]:  # fmt: skip
-    """Run an Orthanc whose storage and index lie on a file system with room for so many instances."""
+def limited_archive(
+    require_tool: Callable[[str], str], folder: Path, count: int, **settings: Any
+) -> Iterator[tuple[Orthanc, LimitedStorage]]:
+    """Run an Orthanc whose storage (and index, if not set otherwise) is on a file system with room for so many instances."""
     folder.mkdir()
     mounted = folder / "storage"
     mounted.mkdir()
@@ -386,7 +390,7 @@ def limited_archive(require_tool: Callable[[str], str], folder: Path, count: int
     script.write_text(_RECEIVED)
     storage = LimitedStorage(require_tool, mounted, (64 << 20) + count * (16 << 10))
     archive = Orthanc(
-        require_tool("Orthanc"), folder, storage.launcher, LuaScripts=[str(script)], HttpThreadsCount=4
+        require_tool("Orthanc"), folder, storage.launcher, LuaScripts=[str(script)], **settings
     )  # fmt: skip
     try:
         archive.start()
