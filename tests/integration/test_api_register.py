@@ -40,7 +40,7 @@ def test_without_data_it_is_one_task_without_parameters(local: "LocalService") -
         "operator": "register-dicom", "state": "Pending", "agent": "clarascu", "retries": 0,
         "maxRetries": 3, "attempt": 0, "priority": 0, "createdAt": now, "updatedAt": now,
         "dueAt": now,
-        "counts": {"pending": 2, "delivered": 0, "skipped": 0, "retry": 0, "rejected": 0},
+        "counts": {"pending": 2, "awaiting": 0, "delivered": 0, "skipped": 0, "retry": 0, "rejected": 0},
     }  # fmt: skip
     assert task["parameters"] is None
 

@@ -136,6 +136,21 @@ def test_what_an_agent_keeps_open_is_its_own_until_it_is_over(
     assert in_use(pacs) == 4
 
 
+def test_what_is_still_kept_counts_when_one_of_it_is_used(pacs: "LocalService") -> None:
+    mine = ResultsClient(pacs.url, instance="mine:1")
+    other = ResultsClient(pacs.url, instance="other:2")
+    register(pacs, 9, "first")
+    (task,) = mine.claim("clarascu", associations=100)
+    idle = Idle(associations=4, seconds=5)
+    mine.succeed(task.task_id, SuccessReport(lease_token=task.lease_token, idle=idle))
+    register(pacs, 1, "small")
+    register(pacs, 1, "next")
+    (small,) = mine.claim("clarascu", associations=100)
+    assert small.associations == 1
+    assert other.claim("clarascu", associations=100) == []  # three are open still
+    assert len(mine.claim("clarascu", associations=100)) == 1
+
+
 def test_what_was_kept_open_counts_no_longer_than_was_said(pacs: "LocalService") -> None:
     mine = ResultsClient(pacs.url, instance="mine:1")
     other = ResultsClient(pacs.url, instance="other:2")

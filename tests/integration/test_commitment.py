@@ -1,5 +1,6 @@
 """Storage commitment, the service's part: what is asked for, when, and what comes of an answer."""
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import pytest
 from clara_results.domain.receivers import Clearance, Commit
 from clara_results.domain.tasks import Outcome, State
 from clara_results.errors import NotFound
-from clara_results.wire.destinations import Destination
+from clara_results.wire.destinations import Destination, address
 from clara_results.wire.instances import (
     Announced,
     Announcement,
@@ -53,6 +54,7 @@ def announced(local: "LocalService", destination: str = "Must") -> Task:
 def announce(local: "LocalService", task: Task) -> list[Clearance]:
     body = Announcement(
         lease_token=task.lease_token or "",
+        receiver=address(local.client.destination(json.loads(task.parameters or ""))),
         instances=[
             Announced(uri=uri, sop_instance_uid=UIDS[uri], sop_class_uid=CT, sha256="0" * 64)
             for uri in task.uris or ()

@@ -47,7 +47,7 @@ def test_status_says_how_the_service_stands(local: "LocalService") -> None:
     assert found["status"] == "ok"
     assert found["version"]
     assert found["tasks"] == {
-        "Pending": 1, "InProgress": 0, "Succeeded": 0, "Failed": 1, "Canceled": 0,
+        "Pending": 1, "InProgress": 0, "AwaitingCommitment": 0, "Succeeded": 0, "Failed": 1, "Canceled": 0,
     }  # fmt: skip
     assert found["database"]["kind"] in {"sqlite", "postgresql"}
     assert 0 < found["database"]["milliseconds"] < 2000

@@ -389,7 +389,9 @@ def test_what_is_announced_is_known_before_it_goes_out_though_the_service_is_awa
     def script(delivery: Delivery) -> None:
         served.kill()
         away.set()
-        cleared.append(delivery.announce([announced(file) for file in delivery.task.files or ()]))
+        cleared.append(
+            delivery.announce("dicom PACS", [announced(file) for file in delivery.task.files or ()])
+        )
         deliver_all(delivery)
 
     with running(served, script, lease=30):
@@ -407,7 +409,7 @@ def test_who_has_lost_the_task_announces_nothing(served: "Service") -> None:
 
     def script(delivery: Delivery) -> None:
         served.client.cancel(task.task_id)
-        delivery.announce([announced(file) for file in delivery.task.files or ()])
+        delivery.announce("dicom PACS", [announced(file) for file in delivery.task.files or ()])
 
     with running(served, script) as (exporter, _, _):
         eventually(lambda: bool(exporter.raised), "the exporter is told")

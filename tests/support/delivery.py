@@ -86,7 +86,7 @@ class FolderDelivery:
     def uses(self, associations: int) -> None:
         self.used.append(associations)
 
-    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+    def announce(self, receiver: str, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
         self.checkpoint()
         self.announced += instances
         return {one.uri: self._clearances.get(one.uri, Clearance.SEND) for one in instances}

@@ -16,6 +16,7 @@ from clara_results.agents.dicom.plan import plan
 from clara_results.domain.receivers import Clearance
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import LeaseLost
+from clara_results.wire.destinations import Destination
 from tests.support.delivery import FolderDelivery
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tests.conftest import CtWriter
 
 LIMIT = 10.0
+PACS = Destination(name="PACS", ae_title="PACS", host="pacs.example", port=104)
 
 
 def series(folder: Path, write_ct: CtWriter, count: int, **changes: Any) -> None:
@@ -35,7 +37,7 @@ def series(folder: Path, write_ct: CtWriter, count: int, **changes: Any) -> None
 
 
 def ready(delivery: FolderDelivery) -> list[str]:
-    with cleared(delivery, plan(delivery)) as found:
+    with cleared(delivery, PACS, plan(delivery)) as found:
         return [instance.file.uri for instance in found]
 
 
@@ -124,7 +126,7 @@ def test_a_file_that_is_gone_by_then_is_told_and_the_rest_goes_on(
     delivery = FolderDelivery(tmp_path)
     instances = plan(delivery)
     (tmp_path / "0001").unlink()
-    with cleared(delivery, instances) as found:
+    with cleared(delivery, PACS, instances) as found:
         assert [instance.file.uri for instance in found] == ["0000", "0002"]
     assert delivery.codes(Outcome.RETRY) == {"0001": "missing-file"}
 
@@ -135,18 +137,18 @@ class Batches(FolderDelivery):
     sizes: list[int]
     fails_at: int | None = None
 
-    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+    def announce(self, receiver: str, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
         self.sizes = [*getattr(self, "sizes", []), len(instances)]
         if len(self.sizes) == self.fails_at:
             raise LeaseLost("gone")
-        return super().announce(instances)
+        return super().announce(receiver, instances)
 
 
 def test_it_works_two_batches_ahead_and_no_further(tmp_path: Path, write_ct: CtWriter) -> None:
     series(tmp_path, write_ct, 150)
     delivery = Batches(tmp_path)
     first = custody.FIRST_BATCH
-    with cleared(delivery, plan(delivery)) as found:
+    with cleared(delivery, PACS, plan(delivery)) as found:
         next(found)
         until = threading.Event()
         for _ in range(100):
@@ -163,7 +165,7 @@ def test_what_stops_it_is_raised_to_each_who_takes(tmp_path: Path, write_ct: CtW
     series(tmp_path, write_ct, 40)
     delivery = Batches(tmp_path)
     delivery.fails_at = 2
-    with cleared(delivery, plan(delivery)) as found:
+    with cleared(delivery, PACS, plan(delivery)) as found:
         for _ in range(custody.FIRST_BATCH):
             next(found)
         for _ in range(2):
@@ -175,7 +177,7 @@ def test_it_ends_when_it_is_left_early(tmp_path: Path, write_ct: CtWriter) -> No
     series(tmp_path, write_ct, 150)
     before = threading.active_count()
     delivery = FolderDelivery(tmp_path)
-    with cleared(delivery, plan(delivery)) as found:
+    with cleared(delivery, PACS, plan(delivery)) as found:
         assert isinstance(found, Cleared)
         next(found)
     assert threading.active_count() == before

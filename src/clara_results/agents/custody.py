@@ -19,6 +19,7 @@ from clara_results.agents.dicom.plan import Instance, data_set_digest, reject, u
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.domain.receivers import Clearance
 from clara_results.domain.tasks import Outcome
+from clara_results.wire.destinations import Destination, address
 from clara_results.wire.instances import Announced
 from clara_results.wire.tasks import FileOutcome
 
@@ -42,8 +43,11 @@ class Cleared(Iterator[Instance]):
     ServiceUnavailable.
     """
 
-    def __init__(self, delivery: Delivery, instances: Sequence[Instance]) -> None:
+    def __init__(
+        self, delivery: Delivery, destination: Destination, instances: Sequence[Instance]
+    ) -> None:
         self._delivery = delivery
+        self._receiver = address(destination)
         self._left = deque(instances)
         self._ready: queue.Queue[list[Instance] | BaseException | None] = queue.Queue(maxsize=1)
         self._batch: Iterator[Instance] = iter(())
@@ -120,7 +124,9 @@ class Cleared(Iterator[Instance]):
         """Announce instances; return those that may go out, and tell of the others."""
         if not batch or self._unwanted.is_set():
             return []
-        answers = self._delivery.announce([announced(*found) for found in batch.values()])
+        answers = self._delivery.announce(
+            self._receiver, [announced(*found) for found in batch.values()]
+        )
         return [
             instance for uri, (instance, _) in batch.items() if self._may_go(instance, answers[uri])
         ]
@@ -148,14 +154,15 @@ class Cleared(Iterator[Instance]):
         return clearance is Clearance.SEND
 
 
-def cleared(delivery: Delivery, instances: Sequence[Instance]) -> Cleared:
+def cleared(delivery: Delivery, destination: Destination, instances: Sequence[Instance]) -> Cleared:
     """Return the instances of a task that may go out, as they are cleared; to be used as a context manager.
 
     Args:
         delivery: The task.
+        destination: Where they are to go.
         instances: As planned, in the order in which they are to go.
     """
-    return Cleared(delivery, instances)
+    return Cleared(delivery, destination, instances)
 
 
 def announced(instance: Instance, sha256: str) -> Announced:

@@ -58,8 +58,12 @@ class Delivery(Protocol):
         """Say how many are open for the task, each time that changes: before one is opened, after one is closed."""
         ...
 
-    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+    def announce(self, receiver: str, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
         """Note with the service, before any of them goes out, which DICOM instances are to be sent.
+
+        Args:
+            receiver: To whom: the destination's ``address``.
+            instances: What.
 
         Returns:
             For each one's URI whether it may go out.

@@ -119,9 +119,9 @@ class HeldTask:
             self._open = associations
             self._changed.notify_all()
 
-    def announce(self, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
+    def announce(self, receiver: str, instances: Sequence[Announced]) -> Mapping[str, Clearance]:
         """Note with the service which instances are to be sent; see ``Delivery``."""
-        body = Announcement(lease_token=self._token, instances=list(instances))
+        body = Announcement(lease_token=self._token, receiver=receiver, instances=list(instances))
         while True:
             self.checkpoint()
             try:

@@ -116,10 +116,23 @@ class Runner:
                 self._stop.wait(PAUSE[1])
             else:
                 pause = PAUSE[0]
-            if claimed:
-                self._begin(claimed[0])
-            else:
+            if not (claimed and self._begun(claimed[0])):
                 self._free.release()
+
+    def _begun(self, task: Task) -> bool:
+        """Begin a task; one that can't be taken up here, as there is no room or no thread, is given back."""
+        try:
+            self._begin(task)
+        except (OSError, RuntimeError) as error:
+            _log.error("task %s can't be taken up here: %s", task.task_id, error)
+            release = Release(lease_token=task.lease_token or "", files=[])
+            try:
+                self._client.release(task.task_id, release)
+            except ClaraResultsError as again:
+                _log.warning("task %s could not be given back: %s", task.task_id, again)
+            self._stop.wait(PAUSE[1])
+            return False
+        return True
 
     def _begin(self, task: Task) -> None:
         scratch = Path(tempfile.mkdtemp(prefix="clara-results-"))
@@ -131,7 +144,13 @@ class Runner:
         )
         with self._lock:
             self._held[held] = thread
-            thread.start()  # once the end has been asked for, its first checkpoint gives the task back
+            try:
+                thread.start()  # once the end has been asked for, its first checkpoint gives the task back
+            except RuntimeError:
+                del self._held[held]
+                held.end()
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
 
     def _work(self, held: HeldTask, scratch: Path) -> None:
         try:

@@ -5,6 +5,7 @@ instance is announced, with the digest of its data set, before anything of it go
 known not to have it. What is known goes by the receiver's own address: a destination's name may move to another.
 """
 
+import re
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -13,18 +14,17 @@ from clara_results.domain.clock import Clock
 from clara_results.domain.receivers import Clearance
 from clara_results.domain.tasks import Outcome
 from clara_results.errors import FieldError, InvalidInput
-from clara_results.service import destinations
+from clara_results.service import destinations, views
 from clara_results.store import instances as store
 from clara_results.store.statements import Row
-from clara_results.wire.destinations import Destination
 from clara_results.wire.instances import Announced, Cleared
 from clara_results.wire.tasks import FileOutcome
 
 ANNOUNCED_LIMIT = 1000
-UID_LIMIT = 64
 TEXT_LIMIT = 255
-"""Characters of an accession number or a patient's id that are kept."""
-_DIGEST = 64
+"""Characters of a UID, an accession number or a patient's id that are kept."""
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 _REFUSED = {Outcome.REJECTED, Outcome.RETRY}
 
 
@@ -42,9 +42,9 @@ class Custody:
         self._patient_columns = patient_columns
 
     def announce(
-        self, connection: sa.Connection, task: Row, announced: Sequence[Announced]
+        self, connection: sa.Connection, task: Row, receiver: int, announced: Sequence[Announced]
     ) -> list[Cleared]:
-        """Note what a task is about to send; return what of it may go out.
+        """Note what a task is about to send to a receiver; return what of it may go out.
 
         Raises:
             InvalidInput: A file is none of the task's, a UID is announced twice, or a value is none.
@@ -52,12 +52,11 @@ class Custody:
         _check(announced)
         self._describe(connection, task, announced)
         destination = destinations.setting(connection, task.destination)
-        if destination is None:  # it was removed meanwhile: nothing is known of the receiver
-            return [Cleared(uri=one.uri, clearance=Clearance.SEND) for one in announced]
-        receiver = store.receiver_made(connection, destinations.address(destination))
+        overwrite = destination is not None and destination.overwrite
         known = store.known(connection, receiver, [one.sop_instance_uid for one in announced])
         clearances = [
-            _clearance(one, known.get(one.sop_instance_uid), task, destination) for one in announced
+            _clearance(one, known.get(one.sop_instance_uid), task, overwrite=overwrite)
+            for one in announced
         ]
         now = self._clock.now()
         store.announce(
@@ -89,16 +88,12 @@ class Custody:
             if one.sop_instance_uid
             and (one.outcome is Outcome.DELIVERED or (one.outcome in _REFUSED and not one.doubt))
         ]  # fmt: skip
-        destination = destinations.setting(connection, task.destination) if ended else None
-        if destination is None:
-            return
-        receiver = store.receiver(connection, destinations.address(destination))
-        if receiver is None:
+        if not ended or task.receiver is None:
             return
         delivered, refused = [], []
         for one in sorted(ended, key=lambda one: one.sop_instance_uid or ""):
             which = {
-                "at_receiver": receiver,
+                "at_receiver": task.receiver,
                 "at_sop_instance_uid": one.sop_instance_uid,
                 "at_task_id": task.task_id,
             }
@@ -115,7 +110,9 @@ class Custody:
         series: dict[tuple[str, ...], int] = {}
         rows = []
         for one in announced:
-            subject = tuple((getattr(one, name) or "")[:TEXT_LIMIT] for name in store.SUBJECT)
+            subject = tuple(
+                views.cut(getattr(one, name), TEXT_LIMIT) or "" for name in store.SUBJECT
+            )
             if not self._patient_columns:
                 subject = (*subject[: -len(store.PATIENT)], *[""] * len(store.PATIENT))
             if subject not in series:
@@ -125,7 +122,7 @@ class Custody:
                     "at_task": task.id,
                     "at_uri": one.uri,
                     "sop_instance_uid": one.sop_instance_uid,
-                    "sop_class_uid": one.sop_class_uid,
+                    "sop_class_uid": views.cut(one.sop_class_uid, TEXT_LIMIT),
                     "series": series[subject],
                 }
             )
@@ -135,8 +132,8 @@ class Custody:
             )
 
 
-def _clearance(one: Announced, known: Row | None, task: Row, destination: Destination) -> Clearance:
-    if known is None or destination.overwrite:
+def _clearance(one: Announced, known: Row | None, task: Row, *, overwrite: bool) -> Clearance:
+    if known is None or overwrite:
         return Clearance.SEND
     if known.sha256 != one.sha256:
         return Clearance.REUSED
@@ -163,19 +160,9 @@ def _check(announced: Sequence[Announced]) -> None:
         faults.append(FieldError("instances", "a SOP Instance UID is there twice"))
     for number, one in enumerate(announced):
         place = f"instances.{number}"
-        if not _is_digest(one.sha256):
+        if not _DIGEST.fullmatch(one.sha256):
             faults.append(FieldError(f"{place}.sha256", "not 64 lower-case hexadecimal digits"))
-        uids = ("sop_instance_uid", "sop_class_uid", "study_instance_uid", "series_instance_uid")
-        if (
-            any(len(getattr(one, name) or "") > UID_LIMIT for name in uids)
-            or not one.sop_instance_uid
-        ):
-            faults.append(FieldError(place, f"a UID has 1 to {UID_LIMIT} characters"))
-        if any("\0" in (getattr(one, name) or "") for name in (*uids, *store.SUBJECT)):
-            faults.append(FieldError(place, "a value with a NUL character"))
+        if not _UID.fullmatch(one.sop_instance_uid):
+            faults.append(FieldError(f"{place}.sopInstanceUid", "not 1 to 64 digits and dots"))
     if faults:
         raise InvalidInput(f"{faults[0].field}: {faults[0].message}", errors=faults)
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == _DIGEST and set(text) <= set("0123456789abcdef")

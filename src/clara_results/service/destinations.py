@@ -154,15 +154,6 @@ def setting(connection: sa.Connection, name_key: str) -> Destination | None:
     return None if row is None else from_json(Destination, json.loads(row.settings))
 
 
-def address(destination: Destination) -> str:
-    """Return who and where a receiver is: what was sent to one address says nothing of another."""
-    if destination.kind == DICOMWEB:
-        return f"{DICOMWEB} {(destination.url or '').rstrip('/')}"
-    return (
-        f"{DICOM} {destination.ae_title} {(destination.host or '').lower()} port {destination.port}"
-    )
-
-
 def all_destinations(connection: sa.Connection) -> DestinationPage:
     """Return all destinations, by name."""
     work = task_store.unfinished_by_destination(connection)

@@ -33,6 +33,7 @@ from clara_results.service.retention import Retention
 from clara_results.store import lanes as lane_store
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
+from clara_results.store.instances import receiver_made
 from clara_results.store.statements import Row
 from clara_results.wire.instances import Announcement, Clearances
 from clara_results.wire.tasks import (
@@ -54,7 +55,6 @@ IDLE_LIMIT = timedelta(seconds=60)
 LEASE_RANGE = (1, 86_400)
 DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
-MESSAGE_LIMIT = 2000
 CODE_LIMIT = 255
 """Characters of what an agent says in words, and of a code or UID; the rest is cut off."""
 SUCCESS, FAILURE, RELEASE = "success", "failure", "release"
@@ -110,7 +110,7 @@ class Queue:
         size: int,
         lease: int | None,
         instance: str | None,
-        associations: int = 1,
+        wanted: int = 1,
     ) -> list[Task]:
         """Give an agent up to ``size`` due tasks under a lease of ``lease`` seconds.
 
@@ -118,11 +118,12 @@ class Queue:
         """
         connection, now = transaction.connection, self._clock.now()
         seconds = DEFAULT_LEASE if lease is None else lease
-        heads = lanes.heads(connection, agent, size, now, instance or "", associations)
+        heads = lanes.heads(connection, agent, size, now, instance or "", wanted)
         for destination in heads.down:
             lanes.probing(connection, destination, now)
-        for destination in heads.idle:
-            lane_store.use_idle(connection, destination, instance or "")
+        for row, associations in zip(heads.tasks, heads.associations, strict=True):
+            if row.destination in heads.idle:
+                lane_store.use_idle(connection, row.destination, instance or "", associations)
         return self._claim(transaction, heads, seconds, instance) if heads.tasks else []
 
     def peek(self, transaction: Transaction, agent: str, size: int) -> list[Task]:
@@ -184,7 +185,7 @@ class Queue:
             return views.task(row)  # the same report came before
         told = self._tell(transaction.connection, row, report.files)
         self._keep_idle(transaction.connection, row, report.idle)
-        code = _cut(report.code, CODE_LIMIT)
+        code = views.cut(report.code, CODE_LIMIT)
         if report.unavailable:
             event = Event.UNAVAILABLE
         else:
@@ -243,8 +244,12 @@ class Queue:
             LeaseLost: The caller does not hold it.
             InvalidInput: A file is none of the task's, or an announcement can't be right.
         """
-        row = self._held(transaction.connection, task_id, body.lease_token)
-        items = self._custody.announce(transaction.connection, row, body.instances)
+        connection = transaction.connection
+        row = self._held(connection, task_id, body.lease_token)
+        receiver = receiver_made(connection, body.receiver)
+        if receiver != row.receiver:
+            row = self._move(transaction, row, {"receiver": receiver})
+        items = self._custody.announce(connection, row, receiver, body.instances)
         return Clearances(items=items)
 
     def release(self, transaction: Transaction, task_id: str, release: Release) -> Task:
@@ -571,17 +576,17 @@ class Queue:
             ending.message or _WORDS.get(decision.why or ""),
         )
         if failed:
-            values |= {"error_code": code, "error_message": _cut(message)}
+            values |= {"error_code": code, "error_message": views.cut(message)}
         ended = self._move(transaction, row, values)
         if ending.event == Event.UNAVAILABLE and decision.why is not None:
             probe_at = decision.due_at or now + lanes.PROBE_LIMIT
-            lanes.found_down(connection, row.destination, now, probe_at, _cut(message))
+            lanes.found_down(connection, row.destination, now, probe_at, views.cut(message))
         elif progressed:
             lanes.found_up(transaction, row.destination, now)
         elif row.state == State.IN_PROGRESS and ending.event != Event.SETTLED:
             lanes.unprobed(connection, row.destination, now)
         result = _result(ending.event, decision)
-        note = _cut(message) if failed else None
+        note = views.cut(message) if failed else None
         if row.state == State.IN_PROGRESS:
             store.end_attempt(
                 connection,
@@ -672,9 +677,9 @@ class Queue:
                     "at_task": row.id,
                     "at_uri": file.uri,
                     "outcome": file.outcome,
-                    "code": _cut(file.code, CODE_LIMIT),
-                    "message": _cut(file.message),
-                    "sop_instance_uid": _cut(file.sop_instance_uid, CODE_LIMIT),
+                    "code": views.cut(file.code, CODE_LIMIT),
+                    "message": views.cut(file.message),
+                    "sop_instance_uid": views.cut(file.sop_instance_uid, CODE_LIMIT),
                     "attempt": row.attempt,
                     "updated_at": now,
                 }
@@ -705,7 +710,7 @@ class Queue:
             {
                 "outcome": outcome,
                 "code": code,
-                "message": _cut(message),
+                "message": views.cut(message),
                 "attempt": row.attempt,
                 "updated_at": self._clock.now(),
             },
@@ -848,10 +853,3 @@ def _result(event: Event, decision: Decision) -> str:
     if event in {Event.SETTLED, Event.COMMITTED}:
         return "retry"
     return _RESULTS[event]
-
-
-def _cut(text: str | None, limit: int = MESSAGE_LIMIT) -> str | None:
-    """Return what an agent said as every database holds it: cut, and without NUL or half a surrogate pair."""
-    if text is None:
-        return None
-    return text[:limit].replace("\0", "?").encode(errors="replace").decode()

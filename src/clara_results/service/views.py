@@ -15,6 +15,16 @@ from clara_results.wire.tasks import (
     TaskFile,
 )
 
+MESSAGE_LIMIT = 2000
+"""Characters of what an agent says in words that are kept."""
+
+
+def cut(text: str | None, limit: int = MESSAGE_LIMIT) -> str | None:
+    """Return what an agent said as every database holds it: cut, and without NUL or half a surrogate pair."""
+    if text is None:
+        return None
+    return text[:limit].replace("\0", "?").encode(errors="replace").decode()
+
 
 def counts(row: Row) -> Counts:
     """Return a task's files by outcome."""

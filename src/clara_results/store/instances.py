@@ -96,7 +96,7 @@ def forget(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None
 
 _SERIES = Statement(sa.select(series.c.id).where(*same(series, "task", *SUBJECT)))
 _INSERT_SERIES = Statement(
-    upsert(series).values(given(series, "task", *SUBJECT)).on_conflict_do_nothing()
+    series.insert().values(given(series, "task", *SUBJECT)).returning(series.c.id)
 )
 
 
@@ -105,11 +105,8 @@ def series_made(connection: sa.Connection, task: int, subject: Sequence[str]) ->
     values = {"task": task, **dict(zip(SUBJECT, subject, strict=True))}
     wanted = {f"at_{name}": value for name, value in values.items()}
     found: int | None = _SERIES.scalar(connection, **wanted)
-    if found is None:
-        _INSERT_SERIES.run(connection, **values)
-        found = _SERIES.scalar(connection, **wanted)
-    assert found is not None  # noqa: S101  (it was there, or is now)
-    return found
+    made: int = _INSERT_SERIES.scalar(connection, **values) if found is None else found
+    return made
 
 
 _DESCRIBE = Statement(
@@ -142,17 +139,6 @@ def found_by(text: str, *, patients: bool) -> sa.Select[tuple[int]]:
 def forget_patients(connection: sa.Connection, payload_id: str) -> None:
     """Forget the patient data of a payload's instances."""
     of_payload = sa.select(tasks.c.id).where(tasks.c.payload_id == payload_id)
-    known_ones = sa.or_(*[series.c[name] != "" for name in PATIENT])
-    doomed = connection.execute(
-        sa.select(series).where(series.c.task.in_(of_payload), known_ones)
-    ).all()
-    for row in doomed:
-        kept = series_made(
-            connection, row.task, (row.study_instance_uid, row.series_instance_uid, "", "", "")
-        )
-        connection.execute(
-            files.update()
-            .where(files.c.task == row.task, files.c.series == row.id)
-            .values(series=kept)
-        )
-        connection.execute(series.delete().where(series.c.id == row.id))
+    connection.execute(
+        series.update().where(series.c.task.in_(of_payload)).values(dict.fromkeys(PATIENT, ""))
+    )

@@ -256,14 +256,23 @@ def keep_idle(
     )
 
 
+_of_process = same(idle_associations, "destination", "instance")
 _USE_IDLE = Statement(
-    idle_associations.delete().where(*same(idle_associations, "destination", "instance"))
+    idle_associations.update()
+    .where(*_of_process)
+    .values(associations=idle_associations.c.associations - sa.bindparam("used", type_=sa.Integer))
+)
+_FORGET_IDLE = Statement(
+    idle_associations.delete().where(
+        *_of_process, idle_associations.c.associations <= sa.literal_column("0")
+    )
 )
 
 
-def use_idle(connection: sa.Connection, destination: str, instance: str) -> None:
-    """Note that what an agent process kept open is a task's now."""
-    _USE_IDLE.run(connection, at_destination=destination, at_instance=instance)
+def use_idle(connection: sa.Connection, destination: str, instance: str, used: int) -> None:
+    """Note that so many associations of those that an agent process kept open are a task's now."""
+    _USE_IDLE.run(connection, at_destination=destination, at_instance=instance, used=used)
+    _FORGET_IDLE.run(connection, at_destination=destination, at_instance=instance)
 
 
 _HEAD = Statement(

@@ -69,6 +69,14 @@ registrations = sa.Table(
 )  # fmt: skip
 """What was asked for: its key, a digest of its body, and of what a newer one of supersedes it."""
 
+receivers = sa.Table(
+    "receivers",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("address", sa.Text, nullable=False, unique=True),
+)
+"""Receivers that instances were sent to, by what they are called and where; a destination's name may move to another."""
+
 tasks = sa.Table(
     "tasks",
     metadata,
@@ -97,6 +105,7 @@ tasks = sa.Table(
     sa.Column("lease_seconds", sa.Integer),
     sa.Column("lease_expires_at", Instant),
     sa.Column("associations", sa.Integer, nullable=False),
+    sa.Column("receiver", BigKey, sa.ForeignKey("receivers.id")),
     sa.Column("commit_at", Instant),
     sa.Column("commit_by", Instant),
     sa.Column("unavailable_since", Instant),
@@ -214,7 +223,7 @@ series = sa.Table(
     sa.Column("id", BigKey, primary_key=True),
     sa.Column("task", BigKey, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
     *[sa.Column(name, sa.Text, nullable=False) for name in _SUBJECT],
-    sa.Index("uq_series_task", "task", *_SUBJECT, unique=True),
+    sa.Index("ix_series_task", "task", *_SUBJECT),
     *[
         sa.Index(None, name, sqlite_where=sa.text(f"{name} <> ''"), postgresql_where=sa.text(f"{name} <> ''"))
         for name in _SUBJECT[:4]
@@ -224,14 +233,6 @@ series = sa.Table(
 
 The accession number and the patient's id and its issuer are patient data: they go when the payload goes.
 """
-
-receivers = sa.Table(
-    "receivers",
-    metadata,
-    sa.Column("id", BigKey, primary_key=True),
-    sa.Column("address", sa.Text, nullable=False, unique=True),
-)
-"""Receivers that instances were sent to, by what they are called and where; a destination's name may move to another."""
 
 instances = sa.Table(
     "instances",

@@ -86,6 +86,15 @@ class Destination:
     auth: Auth | None = None
 
 
+def address(destination: Destination) -> str:
+    """Return who and where a receiver is: what was sent to one address says nothing of another."""
+    if destination.kind == "dicomweb":
+        return f"dicomweb {(destination.url or '').rstrip('/')}"
+    return (
+        f"dicom {destination.ae_title} {(destination.host or '').lower()} port {destination.port}"
+    )
+
+
 @body()
 class DestinationView(Destination):
     """A destination and how it stands.

@@ -33,10 +33,12 @@ class Announcement:
 
     Attributes:
         lease_token: The claim's.
+        receiver: To whom they are to be sent: ``address`` of the destination as the agent knows it.
         instances: At most 1,000.
     """
 
     lease_token: str
+    receiver: str
     instances: list[Announced]
 
 

@@ -129,7 +129,7 @@ class Sending:
         contexts = _contexts(instances)
         troubled = frozenset(self.breaks)
         with (
-            cleared(self.delivery, instances) as ready,
+            cleared(self.delivery, self.destination, instances) as ready,
             tempfile.TemporaryDirectory(prefix="clara-results-") as scratch,
         ):
             self.scratch = Path(scratch)

@@ -80,7 +80,7 @@ class DicomWebExporter:
             sending = Sending(
                 delivery, destination, service, breaks, self._settings, self._clock, self._decoders
             )
-            with cleared(delivery, instances) as source:
+            with cleared(delivery, destination, instances) as source:
                 sending.run(source)
         self._troubles.forget(task.task_id)
 

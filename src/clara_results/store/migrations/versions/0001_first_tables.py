@@ -124,6 +124,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("payload_id", "uri", name=op.f("pk_uploads")),
     )
     op.create_table(
+        "receivers",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_receivers")),
+        sa.UniqueConstraint("address", name=op.f("uq_receivers_address")),
+    )
+    op.create_table(
         "tasks",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("task_id", sa.Text(), nullable=False),
@@ -152,6 +159,7 @@ def upgrade() -> None:
         sa.Column("lease_seconds", sa.Integer(), nullable=True),
         sa.Column("lease_expires_at", sa.BigInteger(), nullable=True),
         sa.Column("associations", sa.Integer(), nullable=False),
+        sa.Column("receiver", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("commit_at", sa.BigInteger(), nullable=True),
         sa.Column("commit_by", sa.BigInteger(), nullable=True),
         sa.Column("unavailable_since", sa.BigInteger(), nullable=True),
@@ -196,6 +204,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["registration_id"], ["registrations.id"], name=op.f("fk_tasks_registration_id")
         ),
+        sa.ForeignKeyConstraint(["receiver"], ["receivers.id"], name=op.f("fk_tasks_receiver")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
         sa.UniqueConstraint(
             "registration_id", "element", name=op.f("uq_tasks_registration_id_element")
@@ -370,7 +379,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
     )
     op.create_index(
-        "uq_series_task",
+        "ix_series_task",
         "series",
         [
             "task",
@@ -380,7 +389,7 @@ def upgrade() -> None:
             "patient_id",
             "issuer_of_patient_id",
         ],
-        unique=True,
+        unique=False,
     )
     for name in ("study_instance_uid", "series_instance_uid", "accession_number", "patient_id"):
         op.create_index(
@@ -391,13 +400,6 @@ def upgrade() -> None:
             sqlite_where=sa.text(f"{name} <> ''"),
             postgresql_where=sa.text(f"{name} <> ''"),
         )
-    op.create_table(
-        "receivers",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("address", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_receivers")),
-        sa.UniqueConstraint("address", name=op.f("uq_receivers_address")),
-    )
     op.create_table(
         "instances",
         sa.Column("receiver", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
