@@ -148,6 +148,9 @@ def test_what_is_still_kept_counts_when_one_of_it_is_used(pacs: "LocalService") 
     (small,) = mine.claim("clarascu", associations=100)
     assert small.associations == 1
     assert other.claim("clarascu", associations=100) == []  # three are open still
+    idle = Idle(associations=4, seconds=5)
+    mine.succeed(small.task_id, SuccessReport(lease_token=small.lease_token, idle=idle))
+    assert other.claim("clarascu", associations=100) == []  # all four are
     assert len(mine.claim("clarascu", associations=100)) == 1
 
 

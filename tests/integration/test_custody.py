@@ -245,12 +245,13 @@ def test_only_the_holder_may_announce(pacs: "LocalService") -> None:
     [
         [instance("nowhere.dcm")],
         [instance("a.dcm"), instance("b.dcm")],
+        [instance("b.dcm", "1.8")],
         [instance(uid="")],
         [instance(uid="1." * 40)],
         [Announced(uri="a.dcm", sop_instance_uid="1.2", sha256="AB")],
         [instance(uid="1.2 3")],
     ],
-    ids=["unknown-file", "uid-twice", "no-uid", "long-uid", "digest", "space"],
+    ids=["unknown-file", "uid-twice", "uri-twice", "no-uid", "long-uid", "digest", "space"],
 )
 def test_what_cannot_be_announced_is_refused_as_a_whole(
     pacs: "LocalService", wrong: list[Announced]

@@ -191,6 +191,13 @@ class HeldTask:
     # Lease
 
     def _keep(self) -> None:
+        try:
+            self._go_on_renewing()
+        except Exception:  # noqa: BLE001  (outermost loop of the thread: who sends must hear of it)
+            _log.exception("task %s: the lease is not renewed any more", self._task.task_id)
+            self._lose()
+
+    def _go_on_renewing(self) -> None:
         renew_at = self._clock.monotonic() + self._lease / 3
         while True:
             with self._changed:

@@ -17,6 +17,7 @@ from clara_results.errors import FieldError, InvalidInput
 from clara_results.service import destinations, views
 from clara_results.store import instances as store
 from clara_results.store.statements import Row
+from clara_results.wire.codec import camel
 from clara_results.wire.instances import Announced, Cleared
 from clara_results.wire.tasks import FileOutcome
 
@@ -156,8 +157,11 @@ def _check(announced: Sequence[Announced]) -> None:
         faults.append(
             FieldError("instances", f"more than {ANNOUNCED_LIMIT}: announce them in parts")
         )
-    if len({one.sop_instance_uid for one in announced}) < len(announced):
-        faults.append(FieldError("instances", "a SOP Instance UID is there twice"))
+    faults += [
+        FieldError("instances", f"a {camel(name)} is there twice")
+        for name in ("uri", "sop_instance_uid")
+        if len({getattr(one, name) for one in announced}) < len(announced)
+    ]
     for number, one in enumerate(announced):
         place = f"instances.{number}"
         if not _DIGEST.fullmatch(one.sha256):

@@ -168,8 +168,10 @@ class Queue:
             return
         instance = store.attempts_of(connection, row.id)[-1].instance
         if instance is not None:
-            until = self._clock.now() + min(timedelta(seconds=idle.seconds), IDLE_LIMIT)
-            kept = min(idle.associations, row.associations)
+            now = self._clock.now()
+            until = now + min(timedelta(seconds=idle.seconds), IDLE_LIMIT)
+            before = lane_store.idle_of(connection, row.destination, instance, now)
+            kept = min(idle.associations, row.associations + before)
             lane_store.keep_idle(connection, row.destination, instance, kept, until)
 
     def fail(self, transaction: Transaction, task_id: str, report: FailureReport) -> Task:

@@ -39,12 +39,15 @@ def receiver_made(connection: sa.Connection, address: str) -> int:
 def known(connection: sa.Connection, receiver: int, uids: Sequence[str]) -> dict[str, Row]:
     """Return what is known of instances at a receiver by their UIDs, locked."""
     found: dict[str, Row] = {}
-    for start in range(0, len(uids), UIDS_PER_QUERY):
-        some = uids[start : start + UIDS_PER_QUERY]
+    in_order = sorted(uids)  # all lock in one order, lest two wait for each other
+    column = instances.c.sop_instance_uid
+    by_bytes = column.collate("C") if connection.dialect.name == "postgresql" else column
+    for start in range(0, len(in_order), UIDS_PER_QUERY):
+        some = in_order[start : start + UIDS_PER_QUERY]
         query = (
             sa.select(instances)
             .where(instances.c.receiver == receiver, instances.c.sop_instance_uid.in_(some))
-            .order_by(instances.c.sop_instance_uid)
+            .order_by(by_bytes)
             .with_for_update()
         )
         found |= {row.sop_instance_uid: row for row in connection.execute(query)}

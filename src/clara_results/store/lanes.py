@@ -256,6 +256,19 @@ def keep_idle(
     )
 
 
+_IDLE_OF = Statement(
+    sa.select(idle_associations.c.associations).where(
+        *same(idle_associations, "destination", "instance"),
+        idle_associations.c.until > sa.bindparam("now"),
+    )
+)
+
+
+def idle_of(connection: sa.Connection, destination: str, instance: str, now: datetime) -> int:
+    """Return how many associations an agent process keeps open that no task uses."""
+    return _IDLE_OF.scalar(connection, at_destination=destination, at_instance=instance, now=now) or 0  # fmt: skip
+
+
 _of_process = same(idle_associations, "destination", "instance")
 _USE_IDLE = Statement(
     idle_associations.update()

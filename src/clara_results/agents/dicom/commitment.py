@@ -192,6 +192,9 @@ class Commitments:
             except ClaraResultsError as error:
                 _log.error("commitments that are due can't be asked for: %s", error)
                 wait = PAUSE
+            except Exception:  # noqa: BLE001  (outermost loop of the thread: commitments must go on being asked for)
+                _log.exception("asking for commitments failed")
+                wait = PAUSE
             self._stop.wait(wait)
 
     def _take(self) -> float:
@@ -201,15 +204,15 @@ class Commitments:
         taken = False
         try:
             for request in self._client.commitments_due(self._agent, size=1):
-                taken = True
                 thread = threading.Thread(
                     target=self._ask,
                     args=(request,),
                     name=f"commitment {request.task_id}",
                     daemon=True,
                 )
-                self._asking.add(thread)
                 thread.start()
+                self._asking.add(thread)
+                taken = True
         finally:
             if not taken:
                 self._free.release()

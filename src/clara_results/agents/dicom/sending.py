@@ -419,9 +419,11 @@ class _Sender:
         except BaseException as error:  # noqa: BLE001  (raised again in the task's own thread)
             sending.fail(error)
         finally:
-            self._leave()
-            self._ask_no_more()
-            sending.left(self)
+            try:
+                self._leave()
+                self._ask_no_more()
+            finally:
+                sending.left(self)
 
     def _deliver(self, instance: Instance) -> bool:
         """Send an instance and settle it; False: it is handed back, as there is no association for it here."""
@@ -439,7 +441,8 @@ class _Sender:
             try:
                 self._send(one, instance)
             except AssociationAborted as error:
-                if one.rested:  # it had ended before; the instance has no part in that
+                if one.rested:  # it had ended before, as it seems; the instance has no part in that
+                    sending.breaks.setdefault(instance.file.uri, 0)
                     self._leave()
                     continue
                 if sending.broke(instance, one, error):

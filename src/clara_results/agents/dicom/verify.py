@@ -97,6 +97,14 @@ class Verifier:
             return Verification(
                 Outcome.RETRY, "verify-unavailable", f"it could not be verified: {error}"
             )
+        except (RuntimeError, ValueError):
+            # pynetdicom's: the association ended just before, or the query can't be encoded. Its words may hold values.
+            self.close()
+            return Verification(
+                Outcome.RETRY,
+                "verify-unavailable",
+                "it could not be verified: the association ended, or its UIDs can't be asked for",
+            )
         if differing is None:
             return Verification(
                 Outcome.RETRY,

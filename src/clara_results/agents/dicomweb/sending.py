@@ -322,6 +322,10 @@ class Sending:
             self._tell(instance, _AS_OUTCOME[verdict.kind], verdict.code, verdict.words, doubt=True)
             return
         wanted = self._destination.verify
+        if warning and not _is_warning(
+            warning
+        ):  # a failure's reason: whether it is there, and ours, is to be seen
+            wanted = Verify.FULL
         if wanted is not Verify.OFF:
             found = self._holdings.compared(connection, instance, wanted)
             if found.holding is not Holding.OURS:
