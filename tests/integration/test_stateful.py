@@ -43,7 +43,7 @@ from tests.support.queue_model import Answer, Json, Model
 if TYPE_CHECKING:
     from tests.conftest import Postgres
 
-WALKS = {1: 30, 2: 15}
+WALKS = {1: 12, 2: 6}
 """How many walks, by the number of replicas: some twenty seconds."""
 PROVE_FOR = 240.0
 """Seconds of the long proof, for each kind of database."""
