@@ -447,6 +447,8 @@ class Model:
             self._down(task, None)
         elif answered:
             self._up(task.destination)
+        else:
+            self._unprobed(task)
 
     def _wait(self, answer: Answer, task: ModelTask) -> None:
         """The destination can't be reached: later, at the same retries; or no more."""
@@ -551,6 +553,8 @@ class Model:
         """End what is: an attempt, or a wait."""
         if task.state == "InProgress":
             task.claims[-1].result, task.claims[-1].by = event, by
+            if by in {"release", "rescue", "cancel"}:
+                self._unprobed(task)
         task.state, task.due, task.lease_ends = state, due, None
         task.unavailable_since, task.unavailable_times = None, 0
         task.history.append(event)
@@ -590,6 +594,12 @@ class Model:
             waits = task.state == "Pending" and task.unavailable_since is not None
             if task.destination == name and waits and task.due is not None:
                 task.due = min(task.due, self.now)
+
+    def _unprobed(self, task: ModelTask) -> None:
+        """It ended without a word on whether its destination is up: the next one may try."""
+        destination = self.destinations.get(task.destination)
+        if destination is not None and destination.down_since is not None:
+            destination.probe_at = self.now
 
     def _down(self, task: ModelTask, probe_at: datetime | None) -> None:
         destination = self.destinations.get(task.destination)
