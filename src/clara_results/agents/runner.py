@@ -28,6 +28,8 @@ from clara_results.wire.tasks import FailureReport, FileOutcome, Idle, Release, 
 WAIT = 2.0
 """Seconds that a claim waits at the service for a task; work is given back only after the last claim's answer, or
 that claim would take it up again."""
+CLAIM_LIMIT = 3 * WAIT
+"""Seconds after which the last claim's answer is not waited for any more."""
 WANTED = 100
 """Associations that a claim asks for; the service gives what the destination has free and the task's files can use."""
 PAUSE = (0.5, 5.0)
@@ -253,7 +255,7 @@ class Runner:
 
     def _last_claim_answered(self) -> None:
         if self._stop.is_set():
-            self._claimer.join(self._grace)
+            self._claimer.join(CLAIM_LIMIT)
 
     def _give_back(self, held: HeldTask) -> None:
         task = held.task
