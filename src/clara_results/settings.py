@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from clara_results.domain import names
 from clara_results.domain.scopes import AnonymousGrant, parse_grant
-from clara_results.errors import ClaraResultsError, FieldError, SettingsInvalid
+from clara_results.errors import ClaraResultsError, FieldError, InvalidInput, SettingsInvalid
 
 PREFIX = "CLARA_RESULTS_"
 SERVICE_HOST = "CLARA_RESULTSSERVICE_SERVICE_HOST"
@@ -395,13 +394,14 @@ def _one_of(allowed: tuple[str, ...]) -> Any:
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if "@" in parts.netloc:
+    if "@" in value:
         raise ValueError("a URL with a password in it; give the token by token_file")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{value!r} is not an http or https URL such as http://results:8088")
-    _ = parts.port  # raises ValueError where it is no port
-    return value.rstrip("/")
+    try:
+        return names.http_url(value).rstrip("/")
+    except InvalidInput:
+        raise ValueError(
+            f"{value!r} is not an http or https URL such as http://results:8088"
+        ) from None
 
 
 def _database_url(value: str) -> str:

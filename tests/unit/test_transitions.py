@@ -150,7 +150,7 @@ def test_with_nothing_left_to_send_it_is_decided_however_the_attempt_ended(event
 
 def test_a_person_retries_a_failed_task_from_the_start() -> None:
     failed = Situation(
-        State.FAILED, 3, 3, Counts(delivered=1, pending=1), NOW - timedelta(days=9), 7
+        State.FAILED, 3, 3, Counts(delivered=1, rejected=1), NOW - timedelta(days=9), 7
     )
     assert decide(failed, Event.RETRIED, NOW, POLICY) == Decision(State.PENDING, 0, due_at=NOW)
 

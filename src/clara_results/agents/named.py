@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 from clara_results.agents.exporter import TaskRejected
 from clara_results.domain import names
+from clara_results.domain.receivers import DICOM, DICOMWEB
 from clara_results.wire.destinations import Destination
 
-_KINDS = {"dicom": "DICOM", "dicomweb": "DICOMweb"}
+_KINDS = {DICOM: "DICOM", DICOMWEB: "DICOMweb"}
 
 
 def named_destination(

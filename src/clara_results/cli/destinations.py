@@ -11,7 +11,7 @@ from clara_results.cli import options
 from clara_results.cli.options import Config, Json, Secrets, Service, TokenFile
 from clara_results.cli.output import moment, show_json, show_table
 from clara_results.cli.probe import probe
-from clara_results.domain.receivers import AuthKind, Commit, Verify
+from clara_results.domain.receivers import DICOM, DICOMWEB, AuthKind, Commit, Verify
 from clara_results.errors import DestinationUnavailable, InvalidInput, NotFound
 from clara_results.wire.destinations import (
     Auth,
@@ -68,7 +68,7 @@ def add(
     secured = tls or tls_any_host or bool(tls_ca or tls_certificate or tls_key)
     body = Destination(
         name=name,
-        kind="dicom" if url is None else "dicomweb",
+        kind=DICOM if url is None else DICOMWEB,
         ae_title=ae_title,
         host=host,
         port=port,

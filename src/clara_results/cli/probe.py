@@ -1,6 +1,7 @@
 """The test of a destination, by its kind."""
 
 from clara_results.agents.secrets import Secrets
+from clara_results.domain.receivers import DICOMWEB
 from clara_results.errors import InvalidInput
 from clara_results.settings import Settings
 from clara_results.wire.destinations import Destination, TestResult
@@ -14,7 +15,7 @@ def probe(settings: Settings, destination: Destination) -> TestResult:
     """
     secrets = Secrets(settings.secrets)
     try:
-        if destination.kind == "dicomweb":
+        if destination.kind == DICOMWEB:
             from clara_results.agents.dicomweb.connection import WebSettings
             from clara_results.agents.dicomweb.probe import probe_destination
 

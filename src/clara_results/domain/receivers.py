@@ -1,6 +1,9 @@
-"""What can be asked of a receiver beyond taking instances."""
+"""Receivers: how they are spoken to, and what can be asked of them beyond taking instances."""
 
 from enum import StrEnum
+
+DICOM, DICOMWEB = KINDS = ("dicom", "dicomweb")
+"""How a receiver is spoken to: by DIMSE (PS3.7), or by DICOMweb (PS3.18)."""
 
 
 class Verify(StrEnum):

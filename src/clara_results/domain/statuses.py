@@ -11,7 +11,7 @@ from clara_results.errors import FieldError, InvalidInput
 
 RETRY, REJECT = "retry", "reject"
 KEY_RULE = "a status of four hexadecimal digits such as C000, or a family such as Cxxx"
-_KEY = re.compile(r"[0-9A-F]{4}|[0-9A-F]{3}X|[0-9A-F]{2}XX|[0-9A-F]XXX", re.ASCII)
+_KEY = re.compile(r"(?=.{4}\Z)[0-9A-F]{1,4}X{0,3}")
 _SUCCESS = "0000"
 
 

@@ -127,7 +127,7 @@ def decide(now_is: Situation, event: Event, now: datetime, policy: RetryPolicy) 
 
     Args:
         now_is: The task as it stands; for SETTLED, UNAVAILABLE, RELEASED and COMMITTED with the report's outcomes
-            counted, for RETRIED with the files open that are to be sent again.
+            counted.
         event: What happened.
         now: The time of day.
         policy: How failures are repeated.
@@ -189,11 +189,11 @@ def _settled(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
 
 
 def _retried(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:
-    if now_is.counts.pending + now_is.counts.retry:
+    counts = now_is.counts
+    if counts.delivered + counts.awaiting < counts.total:
         return Decision(State.PENDING, 0, due_at=now)
-    return _settled(
-        replace(now_is, retries=0), now, policy
-    )  # all was sent; what was wanting is the receiver's commitment
+    # All was sent; what was wanting is the receiver's commitment.
+    return _settled(replace(now_is, retries=0), now, policy)
 
 
 def _unavailable(now_is: Situation, now: datetime, policy: RetryPolicy) -> Decision:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from clara_results.domain import names, statuses
 from clara_results.domain.clock import Clock
-from clara_results.domain.receivers import AuthKind, Commit
+from clara_results.domain.receivers import DICOM, DICOMWEB, KINDS, AuthKind, Commit
 from clara_results.domain.tasks import State
 from clara_results.errors import (
     Conflict,
@@ -37,7 +37,6 @@ from clara_results.wire.destinations import (
 )
 
 SHOWN_FOR = timedelta(days=1)
-DICOM, DICOMWEB = KINDS = ("dicom", "dicomweb")
 SECRET_RULE = (
     "not the name of a file in the agent's folder of secrets: letters, digits, '.', '_', '-'"  # noqa: S105
 )
@@ -72,10 +71,9 @@ def checked(body: Destination) -> Destination:
 
     check("name", lambda: names.destination_name(body.name))
     faults += _kind_faults(body)
-    for field in sorted(set().union(*_OF_KIND.values())):
+    for field, rule in _OF_KIND.get(body.kind, {}).items():
         value = getattr(body, field)
-        rule = _OF_KIND.get(body.kind, {}).get(field)
-        if value is not None and rule is not None:
+        if value is not None:
             check(camel(field), partial(rule, value))
     if not 1 <= body.max_associations <= 1000:
         faults.append(

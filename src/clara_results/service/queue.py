@@ -614,16 +614,11 @@ class Queue:
                 "results are wanted",
                 code="superseded",
             )
-        if row.state != State.FAILED:
-            decide(
-                _situation(row, views.counts(row)), Event.RETRIED, now, self._policy
-            )  # says why not
+        decision = decide(_situation(row, views.counts(row)), Event.RETRIED, now, self._policy)
         self._retention.keep(connection, row.payload_id, store.undelivered(connection, row.id))
         lane_store.add_lane(connection, row.agent, row.destination)  # it may have been forgotten
         store.reopen_files(connection, row.id, [Outcome.RETRY, Outcome.REJECTED, Outcome.SKIPPED])
-        counts = store.counts(connection, row.id)
-        decision = decide(_situation(row, counts), Event.RETRIED, now, self._policy)
-        values = self._decided(decision, now) | count_columns(counts)
+        values = self._decided(decision, now) | count_columns(store.counts(connection, row.id))
         retried = self._move(transaction, row, values)
         self._note(transaction, "retried", retried)
         transaction.pending_for.add(row.agent)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import ClassVar
 
-from clara_results.domain.receivers import AuthKind, Commit, Verify
+from clara_results.domain.receivers import DICOM, DICOMWEB, AuthKind, Commit, Verify
 from clara_results.wire.codec import body
 
 
@@ -70,7 +70,7 @@ class Destination:
     """
 
     name: str
-    kind: str = "dicom"
+    kind: str = DICOM
     ae_title: str | None = None
     host: str | None = None
     port: int | None = None
@@ -88,10 +88,10 @@ class Destination:
 
 def address(destination: Destination) -> str:
     """Return who and where a receiver is: what was sent to one address says nothing of another."""
-    if destination.kind == "dicomweb":
-        return f"dicomweb {(destination.url or '').rstrip('/')}"
+    if destination.kind == DICOMWEB:
+        return f"{DICOMWEB} {(destination.url or '').rstrip('/')}"
     return (
-        f"dicom {destination.ae_title} {(destination.host or '').lower()} port {destination.port}"
+        f"{DICOM} {destination.ae_title} {(destination.host or '').lower()} port {destination.port}"
     )
 
 

@@ -23,6 +23,7 @@ from clara_results.agents.exporter import TaskRejected
 from clara_results.agents.named import named_destination
 from clara_results.agents.secrets import Secrets
 from clara_results.client import ResultsClient
+from clara_results.domain.receivers import DICOM
 from clara_results.errors import (
     ClaraResultsError,
     DestinationUnavailable,
@@ -210,8 +211,12 @@ class Commitments:
                     name=f"commitment {request.task_id}",
                     daemon=True,
                 )
-                thread.start()
-                self._asking.add(thread)
+                self._asking.add(thread)  # before it runs: at its end it takes itself out
+                try:
+                    thread.start()
+                except RuntimeError:
+                    self._asking.discard(thread)
+                    raise
                 taken = True
         finally:
             if not taken:
@@ -237,7 +242,7 @@ class Commitments:
         """Ask a receiver; return why that failed."""
         heard = threading.Event()
         try:
-            destination = named_destination(request.parameters, self._destinations(), "dicom")
+            destination = named_destination(request.parameters, self._destinations(), DICOM)
             peer = Peer.of(destination, self._agent, self._secrets)
             association = associate(
                 peer,

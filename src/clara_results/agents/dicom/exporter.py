@@ -13,6 +13,7 @@ from clara_results.agents.named import named_destination
 from clara_results.agents.secrets import Secrets
 from clara_results.agents.troubles import Troubles
 from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import DICOM
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import Task
 
@@ -74,7 +75,7 @@ class DicomExporter:
             LeaseLost: As the delivery raised it.
             Stopping: As the delivery raised it.
         """
-        destination = named_destination(delivery.task.parameters, self._destinations(), "dicom")
+        destination = named_destination(delivery.task.parameters, self._destinations(), DICOM)
         task_id = delivery.task.task_id
         breaks = self._troubles.of(task_id)
 

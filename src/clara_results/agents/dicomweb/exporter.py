@@ -15,6 +15,7 @@ from clara_results.agents.named import named_destination
 from clara_results.agents.secrets import Secrets
 from clara_results.agents.troubles import Troubles
 from clara_results.domain.clock import Clock
+from clara_results.domain.receivers import DICOMWEB
 from clara_results.wire.destinations import Destination
 from clara_results.wire.tasks import Task
 
@@ -70,7 +71,7 @@ class DicomWebExporter:
             ServiceUnavailable: Files have to be fetched from the service, which does not answer.
         """
         task = delivery.task
-        destination = named_destination(task.parameters, self._destinations(), "dicomweb")
+        destination = named_destination(task.parameters, self._destinations(), DICOMWEB)
         service = WebService(
             destination, self._credentials_of(destination), self._secrets, self._settings, self._clock
         )  # fmt: skip
