@@ -45,8 +45,8 @@ def _opening(row: Row, now: datetime) -> Opening:
         return Opening(0)
     if row.down_since is not None:
         return Opening(1 if row.probe_at <= now else 0, opens_at=row.probe_at, down=True)
-    free = row.max_associations - row.held - (row.idle or 0)
-    return Opening(max(0, free), opens_at=row.idle_until if free <= 0 < free + (row.idle or 0) else None)  # fmt: skip
+    free = row.max_associations - row.held - row.idle
+    return Opening(max(0, free), opens_at=row.idle_until if free <= 0 < free + row.idle else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,8 @@ def heads(
     associations = []
     for row in chosen:
         of_chosen[row.destination] -= 1
-        spare = (
-            rooms[row.destination] - of_chosen[row.destination]
-        )  # one is left for each behind it
+        # One is left for each that is behind it.
+        spare = rooms[row.destination] - of_chosen[row.destination]
         associations.append(_usable(row.files_pending + row.files_retry, min(wanted, spare)))
         rooms[row.destination] -= associations[-1]
     return Heads(chosen, associations, down & of_chosen.keys(), idle & of_chosen.keys())

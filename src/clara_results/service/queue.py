@@ -56,7 +56,7 @@ LEASE_RANGE = (1, 86_400)
 DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
 CODE_LIMIT = 255
-"""Characters of what an agent says in words, and of a code or UID; the rest is cut off."""
+"""Characters of a code or UID; the rest is cut off."""
 SUCCESS, FAILURE, RELEASE = "success", "failure", "release"
 """Reports that end an attempt."""
 UNFINISHED = tuple(state for state in State if not state.finished)
@@ -223,19 +223,21 @@ class Queue:
                 "progress_bytes": renewal.progress.bytes_delivered,
             }
         if renewal.associations is not None:
-            allowed, values["associations"] = self._share(connection, row, values, renewal)
+            allowed, values["associations"] = self._share(
+                connection, row, values, renewal.associations
+            )
             if values["associations"] < row.associations:
                 transaction.pending_for.add(row.agent)
         self._move(transaction, row, values)
         return Renewed(lease_expires_at=expires, associations=allowed)
 
     def _share(
-        self, connection: sa.Connection, row: Row, counted: Mapping[str, Any], renewal: Renewal
+        self, connection: sa.Connection, row: Row, counted: Mapping[str, Any], used: int
     ) -> tuple[int, int]:
-        """Return how many associations the holder of a task may have from now on, and how many count as its."""
+        """Return how many associations the holder of a task may have from now on, and how many count as its: it uses some."""
         files = sum(counted.get(name, getattr(row, name)) for name in _OPEN)
         allowed = lanes.share(connection, row, files, self._clock.now())
-        still_open = min(renewal.associations or 0, row.associations)
+        still_open = min(used, row.associations)
         return allowed, max(allowed, still_open)
 
     def announce(self, transaction: Transaction, task_id: str, body: Announcement) -> Clearances:

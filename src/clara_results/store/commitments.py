@@ -39,8 +39,8 @@ _OVERDUE = Statement(
     sa.select(tasks)
     .where(
         _awaited,
-        tasks.c.commit_at
-        <= sa.bindparam("now"),  # no later than commit_by: an index begins with it
+        # It is no later than commit_by, and an index begins with it.
+        tasks.c.commit_at <= sa.bindparam("now"),
         tasks.c.commit_by <= sa.bindparam("now"),
     )
     .limit(sa.bindparam("size", type_=sa.Integer))

@@ -120,14 +120,20 @@ def read_in(engine: sa.Engine, operation: Callable[[sa.Connection], T]) -> T:
     Raises:
         ServiceUnavailable: The database can't serve just now.
     """
-    for left in (True, False):
+    try:
         try:
-            with engine.begin() as connection, keeping():
-                return operation(connection)
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-            if not (left and isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
-                raise away(error) from error
-    raise silent()
+            return _in_transaction(engine, operation)
+        except sa.exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            return _in_transaction(engine, operation)
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        raise away(error) from error
+
+
+def _in_transaction(engine: sa.Engine, operation: Callable[[sa.Connection], T]) -> T:
+    with engine.begin() as connection, keeping():
+        return operation(connection)
 
 
 def away(error: sa.exc.SQLAlchemyError) -> ServiceUnavailable:

@@ -20,18 +20,12 @@ _INSERT_RECEIVER = Statement(
 )
 
 
-def receiver(connection: sa.Connection, address: str) -> int | None:
-    """Return the receiver at an address, if anything was ever announced for it."""
-    found: int | None = _RECEIVER.scalar(connection, at_address=address)
-    return found
-
-
 def receiver_made(connection: sa.Connection, address: str) -> int:
     """Return the receiver at an address, and have one if there is none."""
-    found = receiver(connection, address)
+    found: int | None = _RECEIVER.scalar(connection, at_address=address)
     if found is None:
         _INSERT_RECEIVER.run(connection, address=address)
-        found = receiver(connection, address)
+        found = _RECEIVER.scalar(connection, at_address=address)
     assert found is not None  # noqa: S101  (it was there, or is now)
     return found
 

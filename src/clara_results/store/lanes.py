@@ -109,9 +109,13 @@ _pending = (
 )
 """Conditions for a lane's Pending tasks. The state as a literal: only so does each database use the partial index."""
 _CLAIM_ORDER = (tasks.c.priority.desc(), tasks.c.turn, tasks.c.id)
-_held = sa.select(
-    sa.func.coalesce(sa.func.sum(tasks.c.associations), sa.literal_column("0"))
-).where(
+
+
+def _total(column: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(sa.func.sum(column), sa.literal_column("0"))
+
+
+_held = sa.select(_total(tasks.c.associations)).where(
     tasks.c.destination == destinations.c.name_key,
     tasks.c.state == literal(State.IN_PROGRESS),
 )
@@ -119,6 +123,14 @@ _idle_here = (
     idle_associations.c.destination == destinations.c.name_key,
     idle_associations.c.until > sa.bindparam("now"),
 )
+
+
+def _kept_idle(*of_whom: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """Return how many associations to a destination agent processes keep open, as a column."""
+    kept = _total(idle_associations.c.associations)
+    return sa.select(kept).where(*_idle_here, *of_whom).scalar_subquery()
+
+
 _of_others = idle_associations.c.instance != sa.bindparam("instance", type_=sa.Text)
 _STANDING = (
     lanes.c.destination,
@@ -127,18 +139,12 @@ _STANDING = (
     destinations.c.down_since,
     destinations.c.probe_at,
     _held.scalar_subquery().label("held"),
-    sa.select(sa.func.sum(idle_associations.c.associations))
-    .where(*_idle_here, _of_others)
-    .scalar_subquery()
-    .label("idle"),
+    _kept_idle(_of_others).label("idle"),
     sa.select(sa.func.min(idle_associations.c.until))
     .where(*_idle_here, _of_others)
     .scalar_subquery()
     .label("idle_until"),
-    sa.select(sa.func.sum(idle_associations.c.associations))
-    .where(*_idle_here, ~_of_others)
-    .scalar_subquery()
-    .label("own_idle"),
+    _kept_idle(~_of_others).label("own_idle"),
 )
 """Of each lane what its destination allows, where that is set up, how many associations tasks have to it, and how many
 agent processes keep open: those that ask (own) and others."""
@@ -201,12 +207,7 @@ _SHARED = Statement(
         )
         .scalar_subquery()
         .label("tasks"),
-        sa.select(
-            sa.func.coalesce(sa.func.sum(idle_associations.c.associations), sa.literal_column("0"))
-        )
-        .where(*_idle_here)
-        .scalar_subquery()
-        .label("idle"),
+        _kept_idle().label("idle"),
         sa.select(lanes.c.agent)
         .where(
             lanes.c.destination == destinations.c.name_key,

@@ -216,7 +216,7 @@ def _header(file: BinaryIO) -> Header:
 
 
 def attributes(file: BinaryIO) -> Dataset:
-    """Return a Part 10 file's attributes up to its pixel data, without a word about values that break rules."""
+    """Return a Part 10 file's attributes up to its pixel data, without a word about values that break rules: it would quote them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file.seek(0)

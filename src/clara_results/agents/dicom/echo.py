@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-from pydicom import Dataset, uid
+from pydicom import uid
 from pydicom.uid import UID
 from pynetdicom import build_context, build_role
 
@@ -18,8 +18,9 @@ from clara_results.agents.dicom.association import (
 from clara_results.agents.dicom.commitment import PUSH_MODEL
 from clara_results.agents.dicom.connection import AssociationAborted
 from clara_results.agents.dicom.dimse import NothingAccepted, associate
-from clara_results.agents.dicom.verify import FIND, GET
+from clara_results.agents.dicom.verify import FIND, GET, image_query
 from clara_results.agents.secrets import Secrets
+from clara_results.agents.steps import taken
 from clara_results.domain.clock import Clock, SystemClock
 from clara_results.domain.receivers import Commit, Verify
 from clara_results.errors import DestinationUnavailable
@@ -178,14 +179,8 @@ class _Test:
         )
 
     def _step(self, name: str, act: Callable[[], str]) -> bool:
-        begun = self._clock.monotonic()
-        try:
-            message, ok = act(), True
-        except (DestinationUnavailable, AssociationAborted) as error:
-            message, ok = str(error), False
-        milliseconds = round((self._clock.monotonic() - begun) * 1000, 1)
-        self._steps.append(TestStep(name=name, ok=ok, milliseconds=milliseconds, message=message))
-        return ok
+        self._steps.append(taken(name, act, self._clock, (DestinationUnavailable, AssociationAborted)))
+        return self._steps[-1].ok
 
     def _associate(self, peer: Peer, contexts: Sequence[Context]) -> Association:
         return Association(peer, contexts, self._settings, self._clock)
@@ -229,10 +224,7 @@ class _Test:
         wanted = {FIND: "queries (C-FIND)"}
         if self._destination.verify is Verify.FULL:
             wanted[GET] = "retrieval (C-GET)"
-        query = Dataset()
-        query.QueryRetrieveLevel = "IMAGE"
-        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-            setattr(query, keyword, uid.generate_uid())
+        query = image_query(uid.generate_uid(), uid.generate_uid(), uid.generate_uid())
         known = f"make {peer.calling} known to it as one that may ask back"
         association = associate(peer, self._settings, [build_context(model) for model in wanted])
         try:

@@ -26,7 +26,7 @@ from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.part10 import DicomUnreadable, Header
 from clara_results.agents.dicom.plan import Instance, check_unchanged, reject, unread
 from clara_results.agents.dicom.pool import QUICK_RELEASE, AssociationPool, Negotiated
-from clara_results.agents.dicom.status import Kind, Verdict, judge
+from clara_results.agents.dicom.status import OUTCOMES, Kind, Verdict, judge
 from clara_results.agents.dicom.transcode import CannotTranscode, alternatives, transcode
 from clara_results.agents.dicom.verify import Verification, Verifier
 from clara_results.agents.exporter import Delivery, FileRejected
@@ -56,12 +56,6 @@ UNSURE = 0.02
 """Seconds without an instance after which it is worth a look whether the receiver has ended an association."""
 RESTED = 1.0
 """Seconds without an instance after which an association may have been ended by the receiver."""
-_OUTCOMES = {
-    Kind.DELIVERED: Outcome.DELIVERED,
-    Kind.RETRY: Outcome.RETRY,
-    Kind.DUPLICATE: Outcome.REJECTED,
-    Kind.REJECTED: Outcome.REJECTED,
-}
 _log = logging.getLogger(__name__)
 
 Encoded = tuple[memoryview, Callable[[int], None]]
@@ -625,7 +619,7 @@ def _meaning(
         return Outcome.DELIVERED, verdict.code, "the receiver had this very instance already", False
     if verdict.kind is Kind.DELIVERED and verification is not None and found is not Outcome.DELIVERED:  # fmt: skip
         return verification.outcome, verification.code or verdict.code, verification.message, True
-    return _OUTCOMES[verdict.kind], verdict.code, verdict.words, verdict.doubt
+    return OUTCOMES[verdict.kind], verdict.code, verdict.words, verdict.doubt
 
 
 class CannotBeSent(ClaraResultsError):

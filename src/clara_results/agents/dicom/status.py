@@ -6,6 +6,7 @@ from enum import Enum, auto
 from types import MappingProxyType
 
 from clara_results.domain.statuses import REJECT, RETRY, judged
+from clara_results.domain.tasks import Outcome
 
 
 class Kind(Enum):
@@ -87,6 +88,15 @@ _BY_HIGH_DIGIT = {
 
 _BY_DESTINATION = {RETRY: Kind.RETRY, REJECT: Kind.REJECTED}
 _NO_STATUSES: Mapping[str, str] = MappingProxyType({})
+
+
+OUTCOMES = {
+    Kind.DELIVERED: Outcome.DELIVERED,
+    Kind.RETRY: Outcome.RETRY,
+    Kind.DUPLICATE: Outcome.REJECTED,
+    Kind.REJECTED: Outcome.REJECTED,
+}
+"""What becomes of a file by what its status means; UNAVAILABLE ends the attempt instead."""
 
 
 def judge(status: int, statuses: Mapping[str, str] = _NO_STATUSES) -> Verdict:

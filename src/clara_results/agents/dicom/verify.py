@@ -131,7 +131,7 @@ class Verifier:
     def _metadata(self, source: BinaryIO, header: Header) -> list[str] | None:
         """Return the differing attributes; None if the receiver has no such instance."""
         association = self._associated(header, Verify.METADATA)
-        query = _query(header)
+        query = _query_of(header)
         for keyword in KEYS:
             setattr(query, keyword, None)
         found = None
@@ -151,7 +151,7 @@ class Verifier:
         association = self._associated(header, Verify.FULL)
         try:
             code = 0
-            for status, _ in association.send_c_get(_query(header), GET):
+            for status, _ in association.send_c_get(_query_of(header), GET):
                 code = _code(status, "a retrieval")
             if not self._fetched:
                 if (
@@ -208,13 +208,20 @@ def _remove_partly_fetched(association: Association) -> None:
         path.unlink(missing_ok=True)
 
 
-def _query(header: Header) -> Dataset:
+def image_query(study: str, series: str, instance: str) -> Dataset:
+    """Return a query for one instance (PS3.4 C.6.1.1.5), by the UIDs of its study and series and its own."""
     query = Dataset()
     query.QueryRetrieveLevel = "IMAGE"
-    query.StudyInstanceUID = header.study_instance_uid
-    query.SeriesInstanceUID = header.series_instance_uid
-    query.SOPInstanceUID = header.sop_instance_uid
+    query.StudyInstanceUID = study
+    query.SeriesInstanceUID = series
+    query.SOPInstanceUID = instance
     return query
+
+
+def _query_of(header: Header) -> Dataset:
+    return image_query(
+        header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid
+    )
 
 
 def _code(status: Dataset, what: str) -> int:

@@ -2,16 +2,13 @@
 
 import tempfile
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom import dcmread
-
-from clara_results.agents.dicom.compare import compare, compare_files, from_json
+from clara_results.agents.dicom.compare import attributes, compare, compare_files, from_json
 from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.part10 import DicomUnreadable, NotForReceivers
 from clara_results.agents.dicom.plan import Instance, check_unchanged
@@ -130,13 +127,8 @@ class Holdings:
         theirs, unseen = from_json(described)
         if theirs.get("SOPInstanceUID") != instance.header.sop_instance_uid:
             return Found(Holding.UNKNOWN)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # pydicom's, of values that break rules: they quote them
-            sent = dcmread(ours, stop_before_pixels=True)
         # An archive may show its most important attributes alone.
-        return _found(compare(sent, theirs, partial=True, unseen=unseen))
+        return _found(compare(attributes(ours), theirs, partial=True, unseen=unseen))
 
     def _file_compared(
         self, connection: WebConnection, instance: Instance, path: str, ours: BinaryIO

@@ -1,12 +1,10 @@
 """Whether a DICOMweb destination answers: connection, credentials, a query, each with its time."""
 
-from collections.abc import Callable
-
 from clara_results.agents.dicomweb.connection import WebConnection, WebSettings
 from clara_results.agents.dicomweb.credentials import Credentials
 from clara_results.agents.dicomweb.service import WebService
-from clara_results.agents.secrets import CODE as SECRET_UNAVAILABLE
 from clara_results.agents.secrets import Secrets
+from clara_results.agents.steps import taken
 from clara_results.domain.clock import Clock, SystemClock
 from clara_results.errors import DestinationUnavailable
 from clara_results.wire.destinations import Destination, TestResult, TestStep
@@ -56,21 +54,10 @@ def probe_destination(
         for name, step in wanted:
             if name == "authentication" and destination.auth is None:
                 continue
-            steps.append(_step(name, step, time))
+            steps.append(taken(name, step, time))
             if not steps[-1].ok:
                 break
     finally:
         for connection in opened:
             connection.close()
     return TestResult(destination=destination.name, ok=all(step.ok for step in steps), steps=steps)
-
-
-def _step(name: str, act: Callable[[], str], clock: Clock) -> TestStep:
-    begun = clock.monotonic()
-    try:
-        message, ok = act(), True
-    except DestinationUnavailable as error:
-        message, ok = str(error), False
-        name = "secrets" if error.code == SECRET_UNAVAILABLE else name
-    milliseconds = round((clock.monotonic() - begun) * 1000, 1)
-    return TestStep(name=name, ok=ok, milliseconds=milliseconds, message=message)

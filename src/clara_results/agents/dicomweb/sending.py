@@ -10,7 +10,7 @@ from io import BytesIO
 
 from clara_results.agents.dicom.frames import FrameDecoders
 from clara_results.agents.dicom.plan import Instance, check_unchanged, unread
-from clara_results.agents.dicom.status import Kind, Verdict, judge
+from clara_results.agents.dicom.status import OUTCOMES, Kind, Verdict, judge
 from clara_results.agents.dicomweb.answer import StoreAnswer, read_answer
 from clara_results.agents.dicomweb.connection import (
     Answer,
@@ -318,13 +318,12 @@ class Sending:
     def _stored(self, connection: WebConnection, instance: Instance, warning: int | None) -> None:
         """Tell of an instance that the receiver says it has stored; ask back, if that is wanted."""
         verdict = judge(warning or 0, self._destination.statuses or {})
-        if verdict.kind in {Kind.RETRY, Kind.REJECTED} and _is_warning(warning):
-            self._tell(instance, _AS_OUTCOME[verdict.kind], verdict.code, verdict.words, doubt=True)
+        stored = judge(warning or 0).kind is Kind.DELIVERED
+        if stored and verdict.kind is not Kind.DELIVERED:
+            self._tell(instance, OUTCOMES[verdict.kind], verdict.code, verdict.words, doubt=True)
             return
         wanted = self._destination.verify
-        if warning and not _is_warning(
-            warning
-        ):  # a failure's reason: whether it is there, and ours, is to be seen
+        if not stored:  # a failure's reason: whether it is there, and ours, is to be seen
             wanted = Verify.FULL
         if wanted is not Verify.OFF:
             found = self._holdings.compared(connection, instance, wanted)
@@ -368,7 +367,7 @@ class Sending:
         if reason in _DUPLICATES or verdict.doubt or verdict.kind is Kind.DELIVERED:
             self._duplicate(connection, instance, verdict)
         else:
-            self._tell(instance, _AS_OUTCOME[verdict.kind], verdict.code, verdict.words)
+            self._tell(instance, OUTCOMES[verdict.kind], verdict.code, verdict.words)
         return None
 
     def _duplicate(self, connection: WebConnection, instance: Instance, verdict: Verdict) -> None:
@@ -549,20 +548,8 @@ def _batches(
         yield Batch(batch, doubt)
 
 
-_AS_OUTCOME = {
-    Kind.RETRY: Outcome.RETRY,
-    Kind.REJECTED: Outcome.REJECTED,
-    Kind.DUPLICATE: Outcome.REJECTED,
-    Kind.DELIVERED: Outcome.DELIVERED,
-}
-
-
 def _uid(instance: Instance) -> str:
     return instance.header.sop_instance_uid
-
-
-def _is_warning(reason: int | None) -> bool:
-    return reason is not None and (reason >> 12 == 0xB or reason in {0x0001, 0x0107, 0x0116})
 
 
 def _halves(instances: Sequence[Instance]) -> list[Batch]:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from clara_results.api.access import GuardedRoute
 from clara_results.api.dependencies import EngineDep, answer
 from clara_results.api.problems import documented, problem
+from clara_results.domain.receivers import DICOM
 from clara_results.errors import InvalidInput
 from clara_results.service import destinations
 from clara_results.wire.destinations import (
@@ -123,7 +124,7 @@ async def original_remove(engine: EngineDep, name: str) -> Response:
 
 
 def _is_dimse(item: Destination) -> bool:
-    return item.kind == destinations.DICOM
+    return item.kind == DICOM
 
 
 def _dimse(item: Destination) -> Destination:
