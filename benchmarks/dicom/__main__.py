@@ -5,7 +5,6 @@ other, round after round, and prints medians. It ends all that it started.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from benchmarks.dicom import files, receivers
 from benchmarks.dicom.files import Series
 from benchmarks.dicom.senders import Bare, OurDestination, Ours, Program, Sender
 from benchmarks.queue.__main__ import table
-from benchmarks.queue.conditions import conditions
+from benchmarks.queue.conditions import conditions, report, working_folder
 from benchmarks.queue.errors import BenchmarkFailed
 from benchmarks.queue.servers import program
 
@@ -111,13 +110,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder on the disk to measure (default the system's for temporary files)")  # fmt: skip
     arguments = parser.parse_args()
     try:
-        with (
-            tempfile.TemporaryDirectory(
-                prefix="clara-results-bench-", dir=arguments.folder, ignore_cleanup_errors=True
-            ) as name,
-            ExitStack() as running,
-        ):
-            arguments.work = Path(name)
+        with working_folder(arguments.folder) as folder, ExitStack() as running:
+            arguments.work = folder
             told = conditions(arguments.work, versions(), ("clara-results", "pydicom", "pynetdicom"))  # fmt: skip
             ours = Ours(arguments.work / "ours", running)
             whole, part = {}, {}
@@ -131,10 +125,8 @@ def main() -> int:
     except BenchmarkFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return 1
-    told["load average after"] = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    told["rounds"] = f"{arguments.rounds}; medians (least to most)"
-    print("\n".join(f"- {name}: {value}" for name, value in told.items()))
-    print("\n" + "\n\n".join(shown))
+    rounds = f"{arguments.rounds}; medians (least to most)"
+    report(told, rounds, shown)
     return 0
 
 

@@ -5,7 +5,6 @@ round after round, and prints medians. It ends all that it started.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from benchmarks.dicom.__main__ import measure, tabled, versions
 from benchmarks.dicom.files import Series
 from benchmarks.dicom.receivers import Receiver
 from benchmarks.dicom.senders import LIMIT, OurDestination, Ours, Sender
-from benchmarks.queue.conditions import conditions
+from benchmarks.queue.conditions import conditions, report, working_folder
 from benchmarks.queue.errors import BenchmarkFailed
 from benchmarks.queue.servers import Process
 from clara_results.agents.dicomweb.connection import WebSettings
@@ -131,19 +130,15 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder on the disk to measure (default the system's for temporary files)")  # fmt: skip
     arguments = parser.parse_args()
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="clara-results-bench-", dir=arguments.folder, ignore_cleanup_errors=True
-        ) as name:
+        with working_folder(arguments.folder) as folder:
             packages = ("clara-results", "urllib3", "dicomweb-client", "pydicom")
-            told = conditions(Path(name), {"Orthanc": versions()["Orthanc"]}, packages)
-            shown = run(arguments, Path(name))
+            told = conditions(folder, {"Orthanc": versions()["Orthanc"]}, packages)
+            shown = run(arguments, folder)
     except BenchmarkFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return 1
-    told["load average after"] = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    told["rounds"] = f"{arguments.rounds}; medians (least to most)"
-    print("\n".join(f"- {name}: {value}" for name, value in told.items()))
-    print("\n" + "\n\n".join(shown))
+    rounds = f"{arguments.rounds}; medians (least to most)"
+    report(told, rounds, shown)
     return 0
 
 

@@ -8,7 +8,6 @@ measured. It ends all that it started.
 
 import argparse
 import asyncio
-import os
 import resource
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from statistics import median
 
 from benchmarks.queue import load
 from benchmarks.queue.clients import Procrastinate, QuorumQueue, Target, waiting_messages
-from benchmarks.queue.conditions import busy_seconds, conditions
+from benchmarks.queue.conditions import busy_seconds, conditions, report, working_folder
 from benchmarks.queue.errors import BenchmarkFailed
 from benchmarks.queue.servers import Postgres, RabbitMQ, Service, cpu_seconds
 from clara_results.client import ResultsClient
@@ -261,13 +260,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder on the disk to measure (default the system's for temporary files)")  # fmt: skip
     arguments = parser.parse_args()
     try:
-        with (
-            tempfile.TemporaryDirectory(
-                prefix="clara-results-bench-", dir=arguments.folder, ignore_cleanup_errors=True
-            ) as name,
-            ExitStack() as running,
-        ):
-            folder = Path(name)
+        with working_folder(arguments.folder) as folder, ExitStack() as running:
             folder.chmod(0o755)  # PostgreSQL, which does not run as root, looks into it
             contenders, versions = open_contenders(arguments.only, folder, running)
             told = conditions(folder, versions, PACKAGES)
@@ -278,10 +271,8 @@ def main() -> int:
     except BenchmarkFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return 1
-    told["load average after"] = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    told["rounds"] = f"{arguments.rounds} of about {arguments.seconds:g} s a phase; medians (least to most)"  # fmt: skip
-    print("\n".join(f"- {name}: {value}" for name, value in told.items()))
-    print("\n" + "\n\n".join(tables))
+    rounds = f"{arguments.rounds} of about {arguments.seconds:g} s a phase; medians (least to most)"
+    report(told, rounds, tables)
     return 0
 
 

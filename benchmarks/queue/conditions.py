@@ -5,8 +5,10 @@ import platform
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +54,29 @@ def syncs(folder: Path) -> float:
             number += 1
     path.unlink()
     return number / passed
+
+
+def report(told: dict[str, str], rounds: str, tables: Sequence[str]) -> None:
+    """Print the conditions and what was found, as Markdown.
+
+    Args:
+        told: The conditions, as ``conditions`` returned them before.
+        rounds: How often was measured, and what is shown of it.
+        tables: What was found.
+    """
+    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
+    for name, value in (told | {"load average after": load, "rounds": rounds}).items():
+        print(f"- {name}: {value}")
+    print("\n" + "\n\n".join(tables))
+
+
+@contextmanager
+def working_folder(on: Path) -> Iterator[Path]:
+    """Give a folder of the benchmark's own on the disk to measure, and remove it afterwards."""
+    with tempfile.TemporaryDirectory(
+        prefix="clara-results-bench-", dir=on, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
 
 
 def busy_seconds() -> float:

@@ -32,6 +32,7 @@ from clara_results.agents.dicom.part10 import IMPLEMENTATION_CLASS_UID
 from clara_results.domain.clock import SystemClock
 from clara_results.errors import DestinationUnavailable, UnreadableInput
 from tests.conftest import eventually
+from tests.support.instances import takes_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,11 +74,6 @@ def connect(host: str, port: int, seconds: float) -> None:
 def store(receiver: ScriptedReceiver, data: bytes = DATA) -> int:
     with associate(receiver) as association:
         return association.store(UID, CT, memoryview(data))
-
-
-def takes_all(talk: Conversation) -> None:
-    talk.accept()
-    talk.store_all()
 
 
 # What goes well

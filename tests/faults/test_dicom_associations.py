@@ -26,6 +26,7 @@ from clara_results.wire.destinations import Destination
 from tests.conftest import eventually
 from tests.faults.conftest import LIMIT
 from tests.support.delivery import FolderDelivery
+from tests.support.instances import series, takes_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,22 +81,6 @@ def sender() -> Iterator[SenderMaker]:
         each.exporter.close()
 
 
-def series(folder: Path, write_ct: CtWriter, count: int, **changes: Any) -> list[str]:
-    return [
-        str(write_ct(folder / f"{number:03}.dcm", number=number, **changes).SOPInstanceUID)
-        for number in range(count)
-    ]
-
-
-def uris(delivery: FolderDelivery, outcome: Outcome) -> list[str]:
-    return sorted(told.uri for told in delivery.outcomes.values() if told.outcome == outcome)
-
-
-def takes_all(talk: Conversation) -> None:
-    talk.accept()
-    talk.store_all()
-
-
 class Gate:
     """Takes instances, and answers none before ``parties`` are there at the same time."""
 
@@ -124,7 +109,7 @@ def test_files_are_spread_over_as_many_associations_as_the_task_may_have(
     delivery = sender(peer).deliver(FolderDelivery(tmp_path, associations=4))
     assert peer.connections == 4
     assert sorted(peer.stored_uids()) == sorted(sent)
-    assert len(uris(delivery, Outcome.DELIVERED)) == 12
+    assert len(delivery.uris(Outcome.DELIVERED)) == 12
     assert max(delivery.used) == 4
     assert delivery.bytes_told == sum(len(data) for _, data in peer.stored)
 
@@ -198,7 +183,7 @@ def test_a_task_gives_associations_back_and_takes_up_more_while_it_runs(
 
     peer = receiver(script)
     sender(peer).deliver(delivery)
-    assert len(uris(delivery, Outcome.DELIVERED)) == 60
+    assert len(delivery.uris(Outcome.DELIVERED)) == 60
     by_number = dict(counts)
     assert max(by_number.values()) == 4
     assert by_number[30] == 1
@@ -343,7 +328,7 @@ def test_an_instance_that_brings_all_down_costs_its_neighbours_nothing(
     delivery = sender(peer).deliver(FolderDelivery(tmp_path, associations=4))
     assert delivery.codes(Outcome.REJECTED) == {"001.dcm": "aborts-association"}
     assert delivery.outcomes["001.dcm"].doubt
-    assert len(uris(delivery, Outcome.DELIVERED)) == 11
+    assert len(delivery.uris(Outcome.DELIVERED)) == 11
 
 
 def test_a_receiver_that_takes_fewer_associations_gets_all_over_those(
@@ -368,7 +353,7 @@ def test_a_receiver_that_takes_fewer_associations_gets_all_over_those(
     series(tmp_path, write_ct, 20)
     peer = receiver(script)
     delivery = sender(peer).deliver(FolderDelivery(tmp_path, associations=4))
-    assert len(uris(delivery, Outcome.DELIVERED)) == 20
+    assert len(delivery.uris(Outcome.DELIVERED)) == 20
     assert peer.connections == 4
 
 
@@ -394,7 +379,7 @@ def test_one_that_finds_no_room_stops_the_others_at_their_next_instance(
     with pytest.raises(DestinationUnavailable, match="A700") as caught:
         sender(peer).deliver(delivery)
     assert caught.value.code == "out-of-resources"
-    assert len(uris(delivery, Outcome.DELIVERED)) == len(peer.stored) - 1
+    assert len(delivery.uris(Outcome.DELIVERED)) == len(peer.stored) - 1
     assert 9 <= len(delivery.outcomes) < 20
 
 
@@ -444,8 +429,8 @@ def test_a_task_has_its_time(
     with pytest.raises(DestinationUnavailable, match=r"within 0\.5 s") as caught:
         sender(peer, replace(SHORT, task=0.5)).deliver(delivery)
     assert caught.value.code == "task-timeout"
-    assert 0 < len(uris(delivery, Outcome.DELIVERED)) < 20
-    assert len(uris(delivery, Outcome.DELIVERED)) == len(peer.stored)
+    assert 0 < len(delivery.uris(Outcome.DELIVERED)) < 20
+    assert len(delivery.uris(Outcome.DELIVERED)) == len(peer.stored)
 
 
 # Custody
@@ -502,7 +487,7 @@ def test_what_is_to_be_committed_awaits_it(
     series(tmp_path, write_ct, 2)
     peer = receiver(takes_all)
     delivery = sender(peer, commitment=commitment).deliver(FolderDelivery(tmp_path))
-    assert uris(delivery, Outcome.AWAITING) == ["000.dcm", "001.dcm"]
+    assert delivery.uris(Outcome.AWAITING) == ["000.dcm", "001.dcm"]
 
 
 # Transcoding
@@ -525,7 +510,7 @@ def test_what_is_refused_as_it_is_goes_in_another_transfer_syntax(
     explicit = series(tmp_path / "b", write_ct, 3, transfer_syntax=ExplicitVRLittleEndian)
     peer = receiver(refuses(ImplicitVRLittleEndian))
     delivery = sender(peer).deliver(FolderDelivery(tmp_path))
-    assert len(uris(delivery, Outcome.DELIVERED)) == 6
+    assert len(delivery.uris(Outcome.DELIVERED)) == 6
     assert sorted(peer.stored_uids()) == sorted(implicit + explicit)
     assert peer.connections == 1  # what is accepted already need not be proposed again
     message = str(delivery.outcomes["a/000.dcm"].message)
@@ -578,5 +563,5 @@ def test_what_was_refused_once_is_not_proposed_again_while_the_association_lasts
     agent = sender(peer, replace(SHORT, idle=30))
     for task in "ab":
         done = agent.deliver(FolderDelivery(tmp_path / task))
-        assert len(uris(done, Outcome.DELIVERED)) == 2
+        assert len(done.uris(Outcome.DELIVERED)) == 2
     assert peer.connections == 2

@@ -18,6 +18,7 @@ from clara_results.domain.tasks import Outcome
 from clara_results.errors import DestinationUnavailable, LeaseLost, Stopping
 from clara_results.wire.destinations import Destination
 from tests.support.delivery import FolderDelivery
+from tests.support.instances import series, takes_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,23 +48,6 @@ def exporter(
         calling_ae_title=calling_ae_title,
     )
     return DicomExporter(lambda: [pacs], "ClaraSCU", SHORT, SystemClock(), Secrets(None))
-
-
-def series(folder: Path, write_ct: CtWriter, count: int) -> list[str]:
-    """Write a series and return its SOP Instance UIDs in order."""
-    return [
-        str(write_ct(folder / f"{number}.dcm", number=number).SOPInstanceUID)
-        for number in range(count)
-    ]
-
-
-def uris(delivery: FolderDelivery, outcome: Outcome) -> list[str]:
-    return sorted(told.uri for told in delivery.outcomes.values() if told.outcome == outcome)
-
-
-def takes_all(talk: Conversation) -> None:
-    talk.accept()
-    talk.store_all()
 
 
 def aborts(talk: Conversation) -> None:
@@ -116,8 +100,8 @@ def test_all_arrive_in_order_byte_by_byte(
     assert peer.stored_uids() == uids
     assert peer.connections == 1
     for number, (_, data) in enumerate(peer.stored):
-        assert (tmp_path / f"{number}.dcm").read_bytes().endswith(data)
-    assert delivery.codes(Outcome.DELIVERED) == {f"{n}.dcm": "0000" for n in range(5)}
+        assert (tmp_path / f"{number:03}.dcm").read_bytes().endswith(data)
+    assert delivery.codes(Outcome.DELIVERED) == {f"{n:03}.dcm": "0000" for n in range(5)}
     assert [told.sop_instance_uid for told in delivery.outcomes.values()] == uids
     assert delivery.bytes_told == sum(len(data) for _, data in peer.stored)
 
@@ -127,7 +111,7 @@ def test_nothing_to_send_opens_no_association(receiver: ReceiverStarter, tmp_pat
     peer = receiver(takes_all)
     delivery = FolderDelivery(tmp_path)
     exporter(peer).deliver(delivery)
-    assert uris(delivery, Outcome.SKIPPED) == ["note.txt"]
+    assert delivery.uris(Outcome.SKIPPED) == ["note.txt"]
     assert peer.connections == 0
 
 
@@ -166,7 +150,7 @@ def test_more_contexts_than_one_association_can_have(
     exporter(peer).deliver(delivery)
     assert asked == [128, 128, 44]
     assert len(set(peer.stored_uids())) == 300
-    assert len(uris(delivery, Outcome.DELIVERED)) == 300
+    assert len(delivery.uris(Outcome.DELIVERED)) == 300
 
 
 # The destination
@@ -179,7 +163,7 @@ def test_names_compare_without_case(
     series(tmp_path, write_ct, 1)
     delivery = FolderDelivery(tmp_path, parameters)
     exporter(receiver(takes_all)).deliver(delivery)
-    assert uris(delivery, Outcome.DELIVERED) == ["0.dcm"]
+    assert delivery.uris(Outcome.DELIVERED) == ["000.dcm"]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +228,7 @@ def test_no_room_ends_the_attempt_and_what_was_answered_stays(
     delivery = FolderDelivery(tmp_path)
     with pytest.raises(DestinationUnavailable, match=f"{status:04X}"):
         exporter(peer).deliver(delivery)
-    assert delivery.codes() == {"0.dcm": "0000", "1.dcm": "0000"}
+    assert delivery.codes() == {"000.dcm": "0000", "001.dcm": "0000"}
     assert peer.stored_uids() == uids[:3]
 
 
@@ -268,7 +252,7 @@ def test_silence_ends_the_attempt_and_that_instance_comes_last_in_the_next(
     assert first.outcomes == {}
     sender.deliver(second)
     assert peer.stored_uids() == [uids[0], uids[1], uids[2], uids[0]]
-    assert uris(second, Outcome.DELIVERED) == ["0.dcm", "1.dcm", "2.dcm"]
+    assert second.uris(Outcome.DELIVERED) == ["000.dcm", "001.dcm", "002.dcm"]
 
 
 # Single instances
@@ -298,10 +282,12 @@ def test_an_answer_is_for_its_own_instance(
     delivery = FolderDelivery(tmp_path)
     peer = receiver(answers(status, uids[1]))
     exporter(peer).deliver(delivery)
-    told = delivery.outcomes["1.dcm"]
+    told = delivery.outcomes["001.dcm"]
     assert (told.outcome, told.code) == (outcome, f"{status:04X}")
     assert told.message
-    assert delivery.codes(Outcome.DELIVERED).items() >= {"0.dcm": "0000", "2.dcm": "0000"}.items()
+    assert (
+        delivery.codes(Outcome.DELIVERED).items() >= {"000.dcm": "0000", "002.dcm": "0000"}.items()
+    )
     assert peer.stored_uids() == uids
 
 
@@ -318,7 +304,7 @@ def test_a_refused_context_holds_back_its_files_only(
 
     delivery = FolderDelivery(tmp_path)
     exporter(receiver(script)).deliver(delivery)
-    assert uris(delivery, Outcome.DELIVERED) == ["0.dcm", "1.dcm"]
+    assert delivery.uris(Outcome.DELIVERED) == ["000.dcm", "001.dcm"]
     assert delivery.codes(Outcome.REJECTED) == {"seg.dcm": "no-presentation-context"}
     message = str(delivery.outcomes["seg.dcm"].message)
     for part in (segmentation, "Segmentation Storage", "Explicit VR Little Endian"):
@@ -329,18 +315,18 @@ def test_a_file_that_changes_while_others_go_is_rejected(
     receiver: ReceiverStarter, tmp_path: Path, write_ct: CtWriter
 ) -> None:
     for number in range(3):  # small files are held from their reading on
-        write_ct(tmp_path / f"{number}.dcm", number=number, size=256)
+        write_ct(tmp_path / f"{number:03}.dcm", number=number, size=256)
 
     def change(count: int) -> None:
         if count == 4:  # three were read, one association is open, the first goes out
-            os.utime(tmp_path / "1.dcm", ns=(1, 1))
-            (tmp_path / "2.dcm").unlink()
+            os.utime(tmp_path / "001.dcm", ns=(1, 1))
+            (tmp_path / "002.dcm").unlink()
 
     delivery = FolderDelivery(tmp_path, at_checkpoint=change)
     exporter(receiver(takes_all)).deliver(delivery)
-    assert delivery.codes(Outcome.DELIVERED) == {"0.dcm": "0000"}
-    assert delivery.codes(Outcome.REJECTED) == {"1.dcm": "file-changed"}
-    assert delivery.codes(Outcome.RETRY) == {"2.dcm": "missing-file"}
+    assert delivery.codes(Outcome.DELIVERED) == {"000.dcm": "0000"}
+    assert delivery.codes(Outcome.REJECTED) == {"001.dcm": "file-changed"}
+    assert delivery.codes(Outcome.RETRY) == {"002.dcm": "missing-file"}
 
 
 # Associations that break
@@ -371,8 +357,8 @@ def test_one_instance_that_breaks_the_association_each_time_is_rejected(
     peer = receiver(breaks_at(uids[1], how=how))
     delivery = FolderDelivery(tmp_path)
     exporter(peer).deliver(delivery)
-    assert delivery.codes(Outcome.REJECTED) == {"1.dcm": "aborts-association"}
-    assert uris(delivery, Outcome.DELIVERED) == ["0.dcm", "2.dcm", "3.dcm"]
+    assert delivery.codes(Outcome.REJECTED) == {"001.dcm": "aborts-association"}
+    assert delivery.uris(Outcome.DELIVERED) == ["000.dcm", "002.dcm", "003.dcm"]
     assert peer.stored_uids() == [uids[0], uids[2], uids[3]]
     assert peer.connections == 3
 
@@ -385,7 +371,7 @@ def test_one_that_breaks_it_once_arrives(
     delivery = FolderDelivery(tmp_path)
     exporter(peer).deliver(delivery)
     assert peer.stored_uids() == [uids[1], uids[2], uids[0]]
-    assert uris(delivery, Outcome.DELIVERED) == ["0.dcm", "1.dcm", "2.dcm"]
+    assert delivery.uris(Outcome.DELIVERED) == ["000.dcm", "001.dcm", "002.dcm"]
 
 
 def test_a_receiver_that_breaks_at_every_instance_is_unavailable(
@@ -413,7 +399,7 @@ def test_a_receiver_that_closes_after_every_few_instances_gets_all(
     delivery = FolderDelivery(tmp_path)
     exporter(peer).deliver(delivery)
     assert sorted(peer.stored_uids()) == sorted(uids)
-    assert len(uris(delivery, Outcome.DELIVERED)) == 9
+    assert len(delivery.uris(Outcome.DELIVERED)) == 9
 
 
 def test_an_instance_that_brings_the_receiver_down_does_not_hold_up_the_rest(
@@ -433,12 +419,12 @@ def test_an_instance_that_brings_the_receiver_down_does_not_hold_up_the_rest(
     second = FolderDelivery(tmp_path)
     with pytest.raises(DestinationUnavailable, match="temporary congestion"):
         sender.deliver(second)
-    assert second.codes() == {"1.dcm": "0000", "2.dcm": "0000"}
-    for name in ("1.dcm", "2.dcm"):  # what is delivered is not in the next claim
+    assert second.codes() == {"001.dcm": "0000", "002.dcm": "0000"}
+    for name in ("001.dcm", "002.dcm"):  # what is delivered is not in the next claim
         (tmp_path / name).unlink()
     delivery = FolderDelivery(tmp_path)
     sender.deliver(delivery)
-    assert delivery.codes(Outcome.REJECTED) == {"0.dcm": "aborts-association"}
+    assert delivery.codes(Outcome.REJECTED) == {"000.dcm": "aborts-association"}
     assert peer.stored_uids() == uids[1:]
 
 
@@ -475,7 +461,7 @@ def test_a_checkpoint_ends_the_task_and_releases_the_association(
     peer.stop()
     assert released == [5]
     assert peer.stored_uids() == uids[:2]
-    assert uris(delivery, Outcome.DELIVERED) == ["0.dcm", "1.dcm"]
+    assert delivery.uris(Outcome.DELIVERED) == ["000.dcm", "001.dcm"]
 
 
 def test_a_stop_is_heard_in_a_pause(
@@ -506,10 +492,10 @@ def test_no_patient_is_named_in_any_message(
 ) -> None:
     statuses = [0x0110, 0x0111, 0xA900, 0xB000]
     for number in range(len(statuses)):
-        image = write_ct(tmp_path / f"{number}.dcm", number=number, PatientID="SECRET-ID")
+        image = write_ct(tmp_path / f"{number:03}.dcm", number=number, PatientID="SECRET-ID")
         image.PatientName = "SECRET^NAME"
-        image.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
-        assert dcmread(tmp_path / f"{number}.dcm").PatientName == "SECRET^NAME"
+        image.save_as(tmp_path / f"{number:03}.dcm", enforce_file_format=True)
+        assert dcmread(tmp_path / f"{number:03}.dcm").PatientName == "SECRET^NAME"
 
     def script(talk: Conversation) -> None:
         talk.accept(refuse=NO_ASKING_BACK)

@@ -70,6 +70,10 @@ class FolderDelivery:
             ],
         )
 
+    def uris(self, outcome: Outcome) -> list[str]:
+        """Return the URIs of files of which an outcome was told, sorted."""
+        return sorted(told.uri for told in self.outcomes.values() if told.outcome == outcome)
+
     @contextmanager
     def open(self, file: ResultFile) -> Iterator[BinaryIO]:
         try:
