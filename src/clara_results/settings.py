@@ -25,6 +25,8 @@ from clara_results.domain.scopes import AnonymousGrant, parse_grant
 from clara_results.errors import ClaraResultsError, FieldError, InvalidInput, SettingsInvalid
 
 PREFIX = "CLARA_RESULTS_"
+INPUT_URIS = PREFIX + "INPUT_URIS"
+"""Which part of the payload each input of an operator is: ``name=prefix``, several joined by ``;``."""
 SERVICE_HOST = "CLARA_RESULTSSERVICE_SERVICE_HOST"
 SERVICE_PORT = "CLARA_RESULTSSERVICE_SERVICE_PORT"
 DEFAULT_DATA = Path("~/.local/share/clara-results")
@@ -113,6 +115,13 @@ class Settings:
     keep_tasks: float = _setting(
         7_776_000.0, "seconds for which finished tasks stay to be read; 0: for ever", least=0.0
     )
+    datasets: Path | None = _setting(
+        None, "folder of the datasets that the viewer shows; in the data folder if not given"
+    )
+    keep_datasets: float = _setting(
+        2_592_000.0, "seconds after a dataset was published, or its view saved, for which it is kept; 0: for ever",
+        least=0.0
+    )  # fmt: skip
     disk_low: int = _setting(
         1 << 30, "bytes of the payloads' disk that uploads leave free; 0: none", least=0, most=1 << 60
     )  # fmt: skip
@@ -178,6 +187,11 @@ class Settings:
     def payload_folder(self) -> Path:
         """The service's payload folder, with the default filled in."""
         return self.payloads or self.data / "payloads"
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The folder of the datasets, with the default filled in."""
+        return self.datasets or self.data / "datasets"
 
     @property
     def service_url(self) -> str:
@@ -317,7 +331,7 @@ def _from_environment(
     return found
 
 
-OTHER_VARIABLES = frozenset({PREFIX + "CONFIG", PREFIX + "INPUT_URIS", PREFIX + "REQUIRE_TOOLS"})
+OTHER_VARIABLES = frozenset({PREFIX + "CONFIG", INPUT_URIS, PREFIX + "REQUIRE_TOOLS"})
 """Variables with our prefix that are no settings."""
 
 

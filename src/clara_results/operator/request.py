@@ -1,7 +1,6 @@
 """Who registers what, for whom, and from where: of flags, environment and settings."""
 
 import os
-import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +8,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_results import settings
-from clara_results.domain import names
+from clara_results.domain import names, platform
+from clara_results.domain.platform import INPUT_PATHS
 from clara_results.errors import ClaraResultsError, FieldError, InvalidInput
 from clara_results.operator import data
 from clara_results.operator.scan import Input
 
 T = TypeVar("T")
 
-INPUT_PATHS = "NVIDIA_CLARA_INPUTPATHS"
-INPUT_URIS = settings.PREFIX + "INPUT_URIS"
 DEFAULT_INPUT = "/input"
-NAME_RULE = "1 to 255 letters, digits, '-' or '_'"
 
 IDS = {
-    "job": ("NVIDIA_CLARA_JOBID", "the platform's job"),
-    "pipeline": ("NVIDIA_CLARA_PIPELINEID", "the platform's pipeline"),
-    "payload": ("NVIDIA_CLARA_PAYLOADID", "the payload that the files belong to"),
-    "operator": ("NVIDIA_CLARA_OPERATORNAME", "this step's name in the pipeline"),
+    "job": (platform.JOB_ID, "the platform's job"),
+    "pipeline": (platform.PIPELINE_ID, "the platform's pipeline"),
+    "payload": (platform.PAYLOAD_ID, "the payload that the files belong to"),
+    "operator": (platform.OPERATOR_NAME, "this step's name in the pipeline"),
 }
 """For each id that a registration needs: its environment variable, and what it is."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
 _SETTINGS = ("service", "token_file", "payloads", "timeout")
 
 
@@ -166,11 +162,13 @@ def _inputs(flags: Namespace, environment: Mapping[str, str]) -> tuple[Input, ..
                 code="duplicate-input",
             )
         inputs[name.casefold()] = Input(name, os.path.abspath(path))  # noqa: PTH100
-    for name, prefix in _prefixes(flags.input_uri or _parts(environment.get(INPUT_URIS, ""))):
+    for name, prefix in _prefixes(
+        flags.input_uri or _parts(environment.get(settings.INPUT_URIS, ""))
+    ):
         if name.casefold() not in inputs:
             known = ", ".join(each.name for each in inputs.values())
             raise InvalidInput(
-                f"--input-uri (or {INPUT_URIS}) names the input {name!r}, which is not mapped; "
+                f"--input-uri (or {settings.INPUT_URIS}) names the input {name!r}, which is not mapped; "
                 f"mapped: {known}",
                 code="unknown-input",
             )
@@ -211,7 +209,7 @@ def _prefixes(texts: Iterable[str]) -> Sequence[tuple[str, str]]:
         name, equals, prefix = (part.strip() for part in text.partition("="))
         if not equals or not name:
             raise InvalidInput(
-                f"--input-uri (or {INPUT_URIS}) has {text!r}: each entry is NAME=PREFIX, where "
+                f"--input-uri (or {settings.INPUT_URIS}) has {text!r}: each entry is NAME=PREFIX, where "
                 "PREFIX is the input's folder within the payload ('.': the whole payload)",
                 code="invalid-input-uri",
             )
@@ -229,11 +227,13 @@ def _given(value: str, check: Callable[[str], str]) -> str:
 
 
 def _name(name: str, what: str, remedy: str = "") -> str:
-    if not _NAME.fullmatch(name):
+    try:
+        return platform.pipeline_name(name)
+    except InvalidInput as error:
         raise InvalidInput(
-            f"{name!r} is not a name for the {what}: {NAME_RULE}{remedy}", code="invalid-name"
-        )
-    return name
+            f"{name!r} is not a name for the {what}: {platform.PIPELINE_NAME_RULE}{remedy}",
+            code=error.code,
+        ) from error
 
 
 def _in_payload(
