@@ -24,11 +24,11 @@ demo: .venv/.ready ## deliver a CT series and its segmentation to three receiver
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: .venv/.ready ## run all tests but the long proofs, with coverage
-	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql prometheus
+	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql prometheus chromium fonts-dejavu-core
 	$(BIN)/pytest -n 2 -m "not prove" --cov --cov-report=term --durations=10 $(ARGS)
 
 prove: .venv/.ready ## run the long proofs
-	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql
+	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql chromium fonts-dejavu-core
 	$(BIN)/pytest -m prove $(ARGS)
 
 bench: .venv-bench/.ready ## measure beside peers: the queue, or WHAT=dicom, WHAT=dicomweb; see benchmarks/README.md

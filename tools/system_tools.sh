@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the real servers of tests and demo where they are missing and root and apt-get allow:
-#   tools/system_tools.sh orthanc dcmtk postgresql prometheus
+#   tools/system_tools.sh orthanc dcmtk postgresql prometheus chromium fonts-dejavu-core
 # Where they do not: say so and go on, since tests then skip; with CLARA_RESULTS_REQUIRE_TOOLS=1 that is a failure.
 set -euo pipefail
 
@@ -11,8 +11,11 @@ has() {
     dcmtk) command -v dcmqrscp ;;
     prometheus) command -v promtool ;;
     rabbitmq-server) command -v rabbitmq-server ;;
+    chromium) command -v chromium ;;
+    fonts-dejavu-core) compgen -G '/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf' ;;
     postgresql) [ -n "${DATABASE_URL:-}" ] || command -v initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' ;;
-    *) echo "$1: not one of orthanc, orthanc-dicomweb, dcmtk, postgresql, prometheus, rabbitmq-server" >&2 && exit 2 ;;
+    *) echo "$1: not one of orthanc, orthanc-dicomweb, dcmtk, postgresql, prometheus, rabbitmq-server, chromium," \
+      "fonts-dejavu-core" >&2 && exit 2 ;;
   esac >/dev/null
 }
 
