@@ -16,6 +16,7 @@ from clara_results.domain.transitions import RetryPolicy
 from clara_results.errors import ClaraResultsError, Gone, NotFound, Refused, ServiceUnavailable
 from clara_results.payloads import FolderStore
 from clara_results.service.custody import Custody
+from clara_results.service.datasets import Datasets
 from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Checked, Registrar
@@ -51,6 +52,7 @@ class Site:
             lambda: 0.5,
         )
         self.queue = Queue(clock, policy, self.retention, Custody(clock, patient_columns=True))
+        self.datasets = Datasets(self.queue, clock, FolderStore(root / "datasets"), None)
         self.registrar = Registrar(self.queue, self.retention, clock, 0)
         self.database = open_database(url)
 
@@ -441,7 +443,7 @@ def test_the_pruner_goes_on_after_any_fault(
     due(site, "op/a")
     database = FaultyDatabase(site.database, [fault] * 10)
     closing = Hurried()
-    pruner = Pruner(database, site.retention, site.files, site.clock, None, closing)
+    pruner = Pruner(database, site.retention, site.datasets, site.files, site.clock, None, closing)
     pruner.start()
     try:
         eventually(lambda: not site.files.holds("pay", "op/a"), "the pruner went on")
@@ -473,7 +475,7 @@ def test_the_end_of_the_service_does_not_wait_for_a_long_removal(site: Site) -> 
             return super().remove(database, payload_id, asked)
 
     retention = Closing(site.clock, site.files, RULES)
-    pruner = Pruner(site.database, retention, site.files, site.clock, None, closing)
+    pruner = Pruner(site.database, retention, site.datasets, site.files, site.clock, None, closing)
     pruner.start()
     pruner.join()
     assert site.noted() == set(names[200:])  # the rest is for the next start

@@ -119,6 +119,7 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
     places = {
         "agent": "ClaraSCU", "task_id": task.task_id, "job_id": "job", "payload_id": "pay",
         "uri": "op/a.dcm", "name": "nowhere", "transaction_uid": "2.25.1",
+        "dataset_id": "0123456789abcdef",
     }  # fmt: skip
     for (method, route), rule in RULES.items():
         path = re.sub(r"\{(\w+)(:path)?\}", lambda found: places[found[1]], route)

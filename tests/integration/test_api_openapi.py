@@ -21,6 +21,7 @@ VALUES = {
     "payload_id": "p",
     "uri": "a",
     "name": "n",
+    "dataset_id": "d",
 }
 CONTRACT = """
 POST /api/tasks

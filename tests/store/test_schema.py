@@ -151,6 +151,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "name_key": "d", "name": "D", "kind": "dicom", "settings": "{}",
         "max_associations": 2, "updated_at": NOW,
     },
+    "datasets": {"dataset_id": "d", "task_id": "t", "job_id": "j", "payload_id": "y", "touched_at": NOW},
 }  # fmt: skip
 FINISHED: dict[str, Any] = {"due_at": None, "files_delivered": 1}
 ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
@@ -188,6 +189,8 @@ ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("destinations", "ck_destinations_max_associations", {"max_associations": 1001}),
     ("destinations", "ck_destinations_down_is_probed", {"down_since": NOW}),
     ("destinations", "ck_destinations_down_is_probed", {"probe_at": NOW}),
+    ("datasets", "ck_datasets_published_as_a_whole", {"published_at": NOW}),
+    ("datasets", "ck_datasets_published_as_a_whole", {"body": "{}"}),
 ]  # fmt: skip
 LEGAL: list[tuple[str, dict[str, Any]]] = [
     *[(table, {}) for table in ROWS],
@@ -199,6 +202,7 @@ LEGAL: list[tuple[str, dict[str, Any]]] = [
     ("tasks", {"waits": True}),
     ("attempts", {"ended_at": NOW, "result": "failed"}),
     ("destinations", {"down_since": NOW, "probe_at": NOW, "paused_at": NOW}),
+    ("datasets", {"published_at": NOW, "body": "{}"}),
 ]
 
 

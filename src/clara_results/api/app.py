@@ -16,6 +16,7 @@ from clara_results.api.access import GuardedRoute
 from clara_results.api.calls import Calls
 from clara_results.api.routes import (
     commitments,
+    datasets,
     destinations,
     events,
     health,
@@ -27,7 +28,7 @@ from clara_results.service.engine import Engine
 from clara_results.wire.destinations import Destination, TestResult
 
 DOCS_ASSETS = "/docs/assets"
-_PARTS = (tasks, commitments, payloads, destinations, events, metrics, health)
+_PARTS = (tasks, commitments, payloads, datasets, destinations, events, metrics, health)
 
 
 class _App(FastAPI):

@@ -25,6 +25,7 @@ from clara_results.errors import (
     UnsafeUri,
 )
 from clara_results.wire.codec import from_json, to_json
+from clara_results.wire.datasets import Dataset, DatasetFile, DatasetPage, Publication
 from clara_results.wire.destinations import (
     AgentPage,
     Destination,
@@ -64,6 +65,8 @@ READ_TIMEOUT = 60.0
 CHUNK = 1 << 20
 INSTANCE_HEADER = "Clara-Results-Instance"
 """Request header in which an agent process says who it is."""
+LEASE_HEADER = "Clara-Results-Lease"
+"""Request header with the lease token under which a file is uploaded."""
 
 _TYPED: dict[str, type[ClaraResultsError]] = {
     kind.code: kind for kind in (LeaseLost, FilesUnaccounted, ExistsDifferently, UnsafeUri)
@@ -268,16 +271,65 @@ class ResultsClient:
         Raises:
             ServiceUnavailable: The connection broke; what came before is not the whole file.
         """
-        answer = self._send("GET", _file_path(payload_id, uri), preload=False)
-        try:
-            yield Download(_pieces(answer), _last_modified(answer))
-        finally:
-            answer.close()
-            answer.release_conn()
+        with self._download(_file_path(payload_id, uri)) as download:
+            yield download
 
     def payload(self, payload_id: str) -> Payload:
         """List a payload's files."""
         return self._call(Payload, "GET", f"/api/payloads/{quote(payload_id)}")
+
+    # Datasets
+
+    def put_dataset_file(
+        self, task_id: str, dataset_id: str, lease_token: str, file: DatasetFile, content: BinaryIO
+    ) -> None:
+        """Upload a file of a dataset under a task's lease; nobody sees it before the dataset is published.
+
+        Args:
+            task_id: The task that it is made for.
+            dataset_id: Which dataset: ``domain.datasets.dataset_id``.
+            lease_token: The claim's.
+            file: Its URI (``domain.datasets.file_uri``), size and digest, which the service holds it to.
+            content: Read from its present position.
+        """
+        headers = {
+            "Content-Length": str(file.size),
+            "Content-Type": "application/octet-stream",
+            LEASE_HEADER: lease_token,
+        }
+        path = f"{_made_path(task_id, dataset_id)}/files/{quote(names.file_uri(file.uri))}"
+        self._send("PUT", path, content=content, headers=headers)
+
+    def publish(self, task_id: str, dataset_id: str, body: Publication) -> Dataset:
+        """Publish a dataset whose files are all uploaded, under a task's lease."""
+        return self._call(Dataset, "PUT", _made_path(task_id, dataset_id), body)
+
+    def datasets(self, **query: str | int | None) -> DatasetPage:
+        """List datasets, newest first; ``jobId``, ``taskId``, ``payloadId``, ``cursor``, ``limit``."""
+        return self._call(DatasetPage, "GET", "/api/datasets", query=query)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        """Return one dataset."""
+        return self._call(Dataset, "GET", _dataset_path(dataset_id))
+
+    @contextmanager
+    def get_dataset_file(self, dataset_id: str, uri: str) -> Iterator[Download]:
+        """Download a file of a dataset.
+
+        Raises:
+            ServiceUnavailable: The connection broke; what came before is not the whole file.
+        """
+        path = f"{_dataset_path(dataset_id)}/files/{quote(names.file_uri(uri))}"
+        with self._download(path) as download:
+            yield download
+
+    def save_view(self, dataset_id: str, view: dict[str, Any]) -> Dataset:
+        """Save the viewer's settings with a dataset: JSON of at most 64 KiB."""
+        return self._call(Dataset, "PUT", f"{_dataset_path(dataset_id)}/view", view)
+
+    def remove_dataset(self, dataset_id: str) -> None:
+        """Remove a dataset and its files."""
+        self._send("DELETE", _dataset_path(dataset_id))
 
     # Destinations, agents, health
 
@@ -322,6 +374,15 @@ class ResultsClient:
         self._send("GET", "/health/ready")
 
     # How all of them go out
+
+    @contextmanager
+    def _download(self, path: str) -> Iterator[Download]:
+        answer = self._send("GET", path, preload=False)
+        try:
+            yield Download(_pieces(answer), _last_modified(answer))
+        finally:
+            answer.close()
+            answer.release_conn()
 
     def _call(
         self,
@@ -379,6 +440,14 @@ class ResultsClient:
 def _file_path(payload_id: str, uri: str) -> str:
     # Checked here: on its way out, a path with '..' in it would become another path.
     return f"/api/payloads/{quote(payload_id)}/files/{quote(names.file_uri(uri))}"
+
+
+def _dataset_path(dataset_id: str) -> str:
+    return f"/api/datasets/{quote(dataset_id, safe='')}"
+
+
+def _made_path(task_id: str, dataset_id: str) -> str:
+    return f"/api/tasks/{quote(task_id)}{_dataset_path(dataset_id).removeprefix('/api')}"
 
 
 def _destination_path(name: str) -> str:

@@ -22,6 +22,7 @@ from clara_results.service.access import Access
 from clara_results.service.census import Enumerator
 from clara_results.service.commitments import Commitments
 from clara_results.service.custody import Custody
+from clara_results.service.datasets import Datasets
 from clara_results.service.events import Feed
 from clara_results.service.metrics import Metrics, disks, receivers
 from clara_results.service.pruner import Pruner
@@ -79,13 +80,19 @@ class Engine:
         self.queue = Queue(self.clock, policy, self.retention, custody)
         wait = timedelta(seconds=settings.commitment_wait)
         self.commitments = Commitments(self.queue, self.clock, wait)
+        self.datasets = Datasets(
+            self.queue,
+            self.clock,
+            FolderStore(settings.dataset_folder, settings.disk_low),
+            period(settings.keep_datasets),
+        )
         self.registrar = Registrar(self.queue, self.retention, self.clock, settings.max_retries)
         self._database = open_database(settings.database_url)
         self._running: set[asyncio.Future[Any]] = set()
         self.metrics = Metrics(self.database_kind)
         self._loop = asyncio.get_running_loop()
         self.events = Feed(self.read, self._loop)
-        folders = {"payloads": settings.payload_folder}
+        folders = {"payloads": settings.payload_folder, "datasets": settings.dataset_folder}
         if self.database_kind == "sqlite":
             folders["database"] = Path(self._database.engine.url.database or "").parent
         self.disks = partial(disks, folders)
@@ -114,6 +121,7 @@ class Engine:
         self.pruner = Pruner(
             self._database,
             self.retention,
+            self.datasets,
             self.payloads,
             self.clock,
             period(settings.keep_tasks),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clara_results.domain.clock import Clock
 from clara_results.errors import ClaraResultsError, ServiceUnavailable
 from clara_results.payloads import FolderStore
+from clara_results.service.datasets import Datasets
 from clara_results.service.retention import Retention, ago
 from clara_results.store import lanes as lane_store
 from clara_results.store import retention as store
@@ -24,7 +25,7 @@ EVERY = 60.0
 SWEEP_EVERY = timedelta(days=1)
 """Also the age from which what lies aside is a crash's leftover: no upload takes so long."""
 PAYLOADS = 1000
-"""Payloads of one round; the rest waits for the next."""
+"""Payloads, or datasets, of one round; the rest waits for the next."""
 ROWS = 200
 """Tasks, or payloads, that one transaction removes."""
 FILE_ROWS = 5000
@@ -38,11 +39,13 @@ class Pruned:
 
     Attributes:
         payloads: Payloads whose files are gone.
+        datasets: Datasets that are gone.
         tasks: Tasks that are forgotten.
         faults: Steps that could not be done, for now.
     """
 
     payloads: int = 0
+    datasets: int = 0
     tasks: int = 0
     faults: list[Exception] = field(default_factory=list)
 
@@ -57,6 +60,7 @@ class Pruner:
         self,
         database: Database,
         retention: Retention,
+        datasets: Datasets,
         files: FolderStore,
         clock: Clock,
         keep_tasks: timedelta | None,
@@ -67,6 +71,7 @@ class Pruner:
         Args:
             database: Whose rows.
             retention: Removes payloads' files.
+            datasets: Removes datasets.
             files: Where the files are.
             clock: The time.
             keep_tasks: How long finished tasks stay to be read; None: for ever.
@@ -74,6 +79,7 @@ class Pruner:
         """
         self._database = database
         self._retention = retention
+        self._datasets = datasets
         self._files = files
         self._clock = clock
         self._keep_tasks = keep_tasks
@@ -94,15 +100,19 @@ class Pruner:
     def round(self) -> Pruned:
         """Remove all whose time is over. A step that fails is told in the log, and does not keep back the others."""
         pruned = Pruned()
-        steps = (self._sweep, self._look_at_disk, self._remove_files, self._forget_tasks, self._forget_rest, self._forget_lanes)  # fmt: skip
+        steps = (
+            self._sweep, self._look_at_disk, self._remove_files, self._remove_datasets,
+            self._forget_tasks, self._forget_rest, self._forget_lanes,
+        )  # fmt: skip
         with self._round:
             for step in steps:
                 if not self._closing.is_set():
                     self._try(partial(step, pruned), pruned)
-        if pruned.payloads or pruned.tasks:
+        if pruned.payloads or pruned.datasets or pruned.tasks:
             _log.info(
-                "removed the files of %d payloads, and %d tasks", pruned.payloads, pruned.tasks
-            )
+                "removed the files of %d payloads, %d datasets, and %d tasks",
+                pruned.payloads, pruned.datasets, pruned.tasks,
+            )  # fmt: skip
         return pruned
 
     def _run(self) -> None:
@@ -125,7 +135,8 @@ class Pruner:
     def _sweep(self, _pruned: Pruned) -> None:
         now = self._clock.now()
         if self._swept_at is None or now - self._swept_at >= SWEEP_EVERY:
-            self._files.sweep(now - SWEEP_EVERY)
+            for files in (self._files, self._datasets.files):
+                files.sweep(now - SWEEP_EVERY)
             self._swept_at = now
 
     def _look_at_disk(self, _pruned: Pruned) -> None:
@@ -154,6 +165,18 @@ class Pruner:
         if self._retention.remove(self._database, payload_id, self._closing.is_set):
             pruned.payloads += 1
             _log.info("payload %s: its time is over, its files are removed", payload_id)
+
+    def _remove_datasets(self, pruned: Pruned) -> None:
+        due = self._database.read(partial(self._datasets.due, limit=PAYLOADS)).result()
+        for dataset_id in due:
+            if self._closing.is_set():
+                return
+            self._try(partial(self._remove_dataset, dataset_id, pruned), pruned)
+
+    def _remove_dataset(self, dataset_id: str, pruned: Pruned) -> None:
+        if self._datasets.remove_due(self._database, dataset_id):
+            pruned.datasets += 1
+            _log.info("dataset %s: its time is over, it is removed", dataset_id)
 
     def _forget_tasks(self, pruned: Pruned) -> None:
         before = ago(self._clock.now(), self._keep_tasks)

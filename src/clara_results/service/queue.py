@@ -256,6 +256,15 @@ class Queue:
         items = self._custody.announce(connection, row, receiver, body.instances)
         return Clearances(items=items)
 
+    def held(self, transaction: Transaction, task_id: str, token: str) -> Row:
+        """Return a task, locked, if the caller holds it.
+
+        Raises:
+            NotFound: There is no such task.
+            LeaseLost: The caller does not hold it.
+        """
+        return self._held(transaction.connection, task_id, token)
+
     def release(self, transaction: Transaction, task_id: str, release: Release) -> Task:
         """Take a task back from an agent that shuts down.
 

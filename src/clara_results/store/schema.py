@@ -380,6 +380,40 @@ payloads = sa.Table(
 """When a payload was last registered on, written to or emptied, whether it has files that retention is to remove, and
 when it last removed some."""
 
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True),
+    sa.Column("dataset_id", sa.Text, nullable=False, unique=True),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("payload_id", sa.Text, nullable=False),
+    sa.Column("operator", sa.Text),
+    sa.Column("touched_at", Instant, nullable=False),
+    sa.Column("published_at", Instant),
+    sa.Column("body", sa.Text),
+    sa.Column("view", sa.Text),
+    sa.CheckConstraint("(published_at IS NULL) = (body IS NULL)", name="published_as_a_whole"),
+    *[sa.Index(None, name) for name in ("task_id", "job_id", "payload_id", "touched_at")],
+)  # fmt: skip
+"""Datasets for the viewer, known from their first file's upload on; nobody sees one before it is published.
+
+``body`` is the wire's Dataset as JSON, ``view`` what a person saved. One was touched when it was last uploaded
+to, published, or looked at differently.
+"""
+
+dataset_files = sa.Table(
+    "dataset_files",
+    metadata,
+    sa.Column("dataset", BigKey, sa.ForeignKey("datasets.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("dataset", "uri"),
+    sqlite_with_rowid=False,
+)
+"""Files of datasets; noted before they are in place, so that none is there that is not known."""
+
 agents = sa.Table(
     "agents",
     metadata,

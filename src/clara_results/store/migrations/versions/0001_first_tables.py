@@ -435,3 +435,43 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("destination", "instance", name=op.f("pk_idle_associations")),
         sqlite_with_rowid=False,
     )
+    _datasets()
+
+
+def _datasets() -> None:
+    op.create_table(
+        "datasets",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("dataset_id", sa.Text(), nullable=False),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("payload_id", sa.Text(), nullable=False),
+        sa.Column("operator", sa.Text(), nullable=True),
+        sa.Column("touched_at", sa.BigInteger(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.Column("body", sa.Text(), nullable=True),
+        sa.Column("view", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "(published_at IS NULL) = (body IS NULL)",
+            name=op.f("ck_datasets_published_as_a_whole"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
+        sa.UniqueConstraint("dataset_id", name=op.f("uq_datasets_dataset_id")),
+    )
+    for name in ("task_id", "job_id", "payload_id", "touched_at"):
+        op.create_index(op.f(f"ix_datasets_{name}"), "datasets", [name], unique=False)
+    op.create_table(
+        "dataset_files",
+        sa.Column("dataset", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["dataset"],
+            ["datasets.id"],
+            name=op.f("fk_dataset_files_dataset"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("dataset", "uri", name=op.f("pk_dataset_files")),
+        sqlite_with_rowid=False,
+    )
