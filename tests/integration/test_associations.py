@@ -248,4 +248,4 @@ def test_whatever_agents_do_no_more_are_open_than_a_destination_takes(pacs: "Loc
             end.result(120)
     assert agents.faults == []
     assert agents.highest == 4  # and they are made use of
-    assert agents.shared > 20
+    assert agents.shared > 0  # how often depends on who is when
