@@ -29,7 +29,8 @@ they arise. A message names what was wrong and what to do; it never holds patien
     │   └── MissingFiles                files of a registration are not in the payload with their size
     ├── Gone                   exit 7   it was there once and is no more
     ├── DestinationUnavailable exit 8   a receiver as a whole can't be reached, or does not answer
-    └── Stopping               exit 9   a person or the platform asked this process to end
+    ├── Stopping               exit 9   a person or the platform asked this process to end
+    └── OperatorFailed         exit 10  an operator of a pipeline that was run here did not end well
 """
 
 from collections.abc import Sequence
@@ -237,3 +238,10 @@ class Stopping(ClaraResultsError):
 
     code = "stopping"
     exit_code = 9
+
+
+class OperatorFailed(ClaraResultsError):
+    """An operator of a pipeline that was run here did not end well; ``errors`` has each."""
+
+    code = "operator-failed"
+    exit_code = 10

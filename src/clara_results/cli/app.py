@@ -7,7 +7,17 @@ import click
 import typer
 
 from clara_results import __version__
-from clara_results.cli import agent, backup, config, destinations, serve, tasks, tokens, up
+from clara_results.cli import (
+    agent,
+    backup,
+    config,
+    destinations,
+    pipeline,
+    serve,
+    tasks,
+    tokens,
+    up,
+)
 from clara_results.cli.output import complain
 from clara_results.errors import ClaraResultsError
 
@@ -24,6 +34,7 @@ app.add_typer(agent.app, name="agent")
 app.add_typer(destinations.app, name="destinations")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(pipeline.app, name="pipeline")
 app.command("backup")(backup.backup)
 app.add_typer(config.app, name="config")
 
