@@ -659,6 +659,8 @@ def interrupted(
 
 
 PATIENT = AssociationSettings(connect=30, association=30, dimse=30, release=30)
+WELL_BEFORE = 8.0
+"""Seconds: who waited for the receiver instead would wait longer."""
 
 
 def unopened(receiver: ScriptedReceiver) -> Association:
@@ -679,7 +681,7 @@ def test_a_wait_for_an_answer_is_interrupted_and_the_receiver_hears_of_it(
     peer = receiver(script)
     association = unopened(peer).open()
     seconds = interrupted(association, waits, lambda: association.store(UID, CT, memoryview(DATA)))
-    assert seconds < 1
+    assert seconds < WELL_BEFORE
     with pytest.raises(Interrupted):
         association.store(UID, CT, memoryview(DATA))
     association.release()
@@ -706,7 +708,7 @@ def test_the_sending_of_an_instance_is_interrupted(receiver: ReceiverStarter) ->
         )
     finally:
         over.set()
-    assert seconds < 1
+    assert seconds < WELL_BEFORE
 
 
 def test_the_negotiation_is_interrupted(receiver: ReceiverStarter) -> None:

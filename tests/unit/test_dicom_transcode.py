@@ -595,7 +595,7 @@ decoders.close()
 
 
 def test_memory_holds_one_frame_not_all(tmp_path: Path) -> None:
-    side, count = 512, 330
+    side, count = 512, 500
     random = np.random.default_rng(1).integers(0, 4096, (side, side), "u2")
     made = image(random, stored=12, frames=count)
     made.Rows = made.Columns = side
@@ -612,14 +612,14 @@ def test_memory_holds_one_frame_not_all(tmp_path: Path) -> None:
         out.write(struct.pack("<HHI", 0xFFFE, 0xE000, 0))
         out.writelines(item for _ in range(count))
         out.write(struct.pack("<HHI", 0xFFFE, 0xE0DD, 0))
-    assert path.stat().st_size > 165 << 20
+    assert path.stat().st_size > 250 << 20
     out_path = tmp_path / "native.dcm"
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, path, out_path], check=True, capture_output=True, text=True
     )
     ours, child = map(int, done.stdout.split())
-    assert ours < 100
-    assert child < 150
+    assert ours < 150
+    assert child < 220
     assert dcmread(out_path, stop_before_pixels=True).Rows == side
     assert out_path.stat().st_size > side * side * 2 * count
     path.unlink()
