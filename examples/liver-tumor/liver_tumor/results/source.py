@@ -105,12 +105,14 @@ def _moment(slices: list[Slice]) -> datetime:
 def _told(header: Dataset) -> Iterator[datetime]:
     """Give the first of the header's moments that is one."""
     for name in _MOMENTS:
-        try:
-            date = DA(header.get(f"{name}Date") or None)
-            time = TM(header.get(f"{name}Time") or "000000")
-        except ValueError:
-            continue
-        if date is not None and time is not None:
+        if header.get(f"{name}Date"):
+            try:
+                date, time = (
+                    DA(header[f"{name}Date"].value),
+                    TM(header.get(f"{name}Time") or "0000"),
+                )
+            except ValueError:
+                continue  # what is written there is no date
             yield datetime.combine(date, time)
             return
 
@@ -144,5 +146,5 @@ def inherit(instance: SOPClass, source: Source) -> None:
         instance.pop(keyword, None)
     for item in instance.get("ContributingEquipmentSequence", []):
         item.pop("ContributionDateTime", None)
-    instance.ContentDate = source.moment.strftime("%Y%m%d")
-    instance.ContentTime = source.moment.strftime("%H%M%S")
+    instance.ContentDate = DA(source.moment.date())
+    instance.ContentTime = TM(source.moment.time())
