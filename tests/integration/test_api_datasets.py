@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from clara_results.domain import datasets as domain
+from clara_results.domain.tasks import Outcome
 from clara_results.errors import (
     LeaseLost,
     NotFound,
@@ -27,7 +28,6 @@ from clara_results.wire.datasets import (
     Volume,
 )
 from clara_results.wire.tasks import Release, SuccessReport, Task
-from tests.integration.conftest import told
 
 if TYPE_CHECKING:
     from tests.integration.conftest import LocalService, TokenMaker
@@ -67,6 +67,7 @@ class Maker:
         fields: dict[str, Any] = {
             "lease_token": self.token,
             "density": DENSITY,
+            "files": [DENSITY],
             "name": "ct",
             "modality": "CT",
             "unit": "HU",
@@ -132,9 +133,9 @@ def test_a_dataset_is_seen_once_it_is_published(local: "LocalService", maker: Ma
     assert local.client.dataset(maker.id) == made
     again = local.client.publish(maker.task_id, maker.id, body)
     assert again == made
-    local.client.succeed(
-        maker.task_id, SuccessReport(lease_token=maker.token, files=[told(DENSITY)])
-    )
+    (file,) = local.client.files(maker.task_id).items
+    assert (file.outcome, file.message) == (Outcome.DELIVERED, f"in dataset {maker.id}")
+    local.client.succeed(maker.task_id, SuccessReport(lease_token=maker.token))
     for query in (f"taskId={maker.task_id}", "jobId=job", "payloadId=pay"):
         (item,) = local.call("GET", f"/api/datasets?{query}").json["items"]
         assert item == shown
@@ -244,7 +245,8 @@ def test_a_file_that_came_differently_is_refused(local: "LocalService", maker: M
     [
         ("name", "", "name"),
         ("name", "a\nb", "name"),
-        ("density", "op/other.mhd", ""),
+        ("density", "op/other.mhd", "files"),
+        ("files", [], "files"),
         ("dims", [1, 2], "volume.dims"),
         ("spacing", [1, 0, 1], "volume.spacing"),
         ("value_range", [0], "volume.valueRange"),
@@ -273,14 +275,14 @@ def test_what_can_not_be_is_refused(
         headers={"Content-Type": "application/json"},
     )
     problem = answer.problem(422, "invalid-dataset")
-    assert [error["field"] for error in problem.get("errors", [])] == ([place] if place else [])
+    assert [error["field"] for error in problem["errors"]] == [place]
 
 
 @only_sqlite
 def test_the_density_is_a_file_of_the_task(local: "LocalService", maker: Maker) -> None:
     maker.id = domain.dataset_id(maker.task_id, "op/other.mhd")
     with pytest.raises(Refused) as refused:
-        maker.publish(density="op/other.mhd")
+        maker.publish(density="op/other.mhd", files=["op/other.mhd"])
     assert refused.value.code == "unknown-file"
 
 

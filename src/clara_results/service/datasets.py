@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from clara_results.domain import datasets as domain
 from clara_results.domain import names
 from clara_results.domain.clock import Clock
+from clara_results.domain.tasks import Outcome
 from clara_results.errors import Conflict, FieldError, InvalidInput, MissingFiles, NotFound
 from clara_results.payloads import FolderStore
 from clara_results.service.queue import Queue
@@ -36,6 +37,7 @@ from clara_results.wire.datasets import (
     Publication,
     Volume,
 )
+from clara_results.wire.tasks import FileOutcome, Renewal
 
 UNPUBLISHED = timedelta(days=1)
 """After which what was uploaded and never published is removed: no agent takes so long between two files."""
@@ -96,6 +98,8 @@ class Datasets:
     ) -> tuple[Dataset, bool, list[str]]:
         """Let a dataset be seen whose files are all there; one that was published before is replaced.
 
+        The task's files that it was made of are delivered in the same moment.
+
         Returns:
             The dataset, whether it is new, and the URIs of files that are not part of it: they are to be removed.
 
@@ -115,8 +119,6 @@ class Datasets:
         connection = transaction.connection
         task = self._queue.held(transaction, task_id, body.lease_token)
         row = self._touch(transaction, task, dataset_id)
-        if not store.has_file(connection, task.id, body.density):
-            raise InvalidInput(f"the density is no file of task {task_id}", code="unknown-file")
         there = {known.uri: known for known in store.files_of(connection, row.id)}
         listed = set(uris(body))
         self._check_files(dataset_id, body, listed, there)
@@ -125,6 +127,12 @@ class Datasets:
         made = _dataset(body, row, row.published_at or self._clock.now())
         values = {"published_at": made.created_at, "body": to_json(made).decode()}
         store.set_dataset(connection, row.id, values)
+        delivered = [
+            FileOutcome(uri=uri, outcome=Outcome.DELIVERED, message=f"in dataset {row.dataset_id}")
+            for uri in body.files
+        ]
+        renewal = Renewal(lease_token=body.lease_token, files=delivered)
+        self._queue.renew(transaction, task_id, renewal)
         return dataclasses.replace(made, view=_view(row)), row.published_at is None, strays
 
     def _touch(self, transaction: Transaction, task: Row, dataset_id: str) -> Row:
@@ -298,6 +306,8 @@ def check(body: Publication) -> None:
         *([] if body.first_look is None else _volume_faults("firstLook", body.first_look)),
         *_label_faults(body),
     ]
+    if body.density not in body.files:
+        faults.append(FieldError("files", "the density is not among them"))
     for uri in uris(body):
         names.file_uri(uri)
     if faults:
@@ -353,7 +363,7 @@ def _dataset(body: Publication, row: Row, created_at: datetime) -> Dataset:
     shared = {
         field.name: getattr(body, field.name)
         for field in dataclasses.fields(Publication)
-        if field.name not in {"lease_token", "density"}
+        if field.name not in {"lease_token", "density", "files"}
     }
     return Dataset(
         dataset_id=row.dataset_id,

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from clara_results.store.schema import dataset_files, datasets, files
+from clara_results.store.schema import dataset_files, datasets
 from clara_results.store.statements import Row, upsert
 
 
@@ -27,12 +27,6 @@ def touch(connection: sa.Connection, values: Mapping[str, Any]) -> Row:
 def note_file(connection: sa.Connection, values: Mapping[str, Any]) -> None:
     """Note a file of a dataset; one that is known already stays as it is: its URI bears its digest."""
     connection.execute(upsert(dataset_files).values(**values).on_conflict_do_nothing())
-
-
-def has_file(connection: sa.Connection, task: int, uri: str) -> bool:
-    """Tell whether a task has a file of that URI."""
-    found = sa.select(files.c.task).where(files.c.task == task, files.c.uri == uri)
-    return connection.execute(found).one_or_none() is not None
 
 
 def files_of(connection: sa.Connection, dataset: int) -> Sequence[Row]:

@@ -115,6 +115,7 @@ class Publication:
     Attributes:
         lease_token: The claim's.
         density: URI, in the task's payload, of the file that the volume was made of; the dataset's id follows from it.
+        files: URIs, there, of all files that the dataset was made of: they are delivered with it.
         name: What the dataset is called.
         modality: DICOM's word (``CT``, ``MR``, …; PS3.3 C.7.3.1.1.1); None: not known.
         unit: Of the volume's values, such as ``HU``; None: not known.
@@ -128,6 +129,7 @@ class Publication:
 
     lease_token: str
     density: str
+    files: list[str]
     name: str
     modality: str | None = None
     unit: str | None = None
