@@ -269,7 +269,9 @@ def _execute(
     else:
         summarise(record)
     if made.stopped_by is not None:
-        error = Stopping(f"ended by {made.stopped_by.name}; --resume {plan.job_id} instead of --input goes on with it")
+        error = Stopping(
+            f"ended by {made.stopped_by.name}; --resume {plan.job_id} instead of --input goes on with it"
+        )
         error.exit_code = 128 + made.stopped_by
         raise error
     return record

@@ -31,7 +31,7 @@ def parse_definition(
     file: str, text: str, given: Mapping[str, str]
 ) -> tuple[Definition | None, list[Fault]]:
     """Do the same with a text; ``file`` is what its faults call it."""
-    source = Source(file)
+    source = Source(file, reading.ELSEWHERE)
     written = reading.read(source, text, given)
     definition = wiring.wire(written, source.faults)
     return definition, sorted(source.faults.found)

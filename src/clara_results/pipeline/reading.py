@@ -21,6 +21,13 @@ _SERVICE = ("name", "container", "variables", "requests", "connections")
 _REQUESTS = {"gpu": True, "cpu": False, "memory": True}
 """What can be asked for, and whether it is a whole number."""
 
+ELSEWHERE = dict.fromkeys(
+    ("container", "input", "output", "requests", "variables", "services"), "an operator"
+)
+ELSEWHERE |= dict.fromkeys(("image", "tag", "command"), "an operator's container")
+ELSEWHERE |= {"from": "an operator's input", "path": "an input or output"}
+"""What has which key, for who lost the indentation."""
+
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(rf"(?:[A-Za-z0-9.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*", re.ASCII)
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)

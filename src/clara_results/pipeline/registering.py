@@ -77,12 +77,19 @@ def check_register_steps(
                     at, where, "missing", "--agent is missing: who is to take the results up"
                 )
             else:
-                names.agent_name(asked.agent)
+                _check_agent(asked.agent)
                 found[str(operator.name)] = asked
         except InvalidInput as error:
             at = _culprit(given, error.code) or operator.container.image.at
             faults.add(at, where, error.code, str(error))
     return found
+
+
+def _check_agent(name: str) -> None:
+    try:
+        names.agent_name(name)
+    except InvalidInput as error:
+        raise InvalidInput(f"{name!r}: {error}", code=error.code) from error
 
 
 def _culprit(given: Sequence[Text], code: str) -> Position | None:

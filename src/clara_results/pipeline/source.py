@@ -27,11 +27,13 @@ class Source:
     Attributes:
         faults: Gathers what is wrong.
         values: What ``${{…}}`` in texts stand for, by their names; None: they are not replaced.
+        elsewhere: What else has a key of a name, in words, for who lost the indentation.
     """
 
-    def __init__(self, file: str, values: Mapping[str, str] | None = None) -> None:
+    def __init__(self, file: str, elsewhere: Mapping[str, str] | None = None) -> None:
         self.faults = Faults(file)
-        self.values = values
+        self.values: Mapping[str, str] | None = None
+        self.elsewhere = elsewhere or {}
 
     def document(self, text: str) -> Node | None:
         """Return the one document of a text; None where it is none, which is noted as a fault."""
@@ -67,13 +69,16 @@ class Source:
         values: dict[str, Node] = {}
         for key, value, where in self._pairs(node, field):
             if key in known:
-                values[key] = value
+                if not is_null(value):
+                    values[key] = value
                 continue
+            home = self.elsewhere.get(key)
+            remedy = f" ({home} has one: check the indentation)" if home else guess(key, known)
             self.faults.add(
                 key.at,
                 where,
                 "unknown-key",
-                f"there is no key {key!r} here{guess(key, known)}; known: {', '.join(known)}",
+                f"there is no key {key!r} here{remedy}; known: {', '.join(known)}",
             )
             if meant := nearest(key, known):
                 values.setdefault(meant, value)  # so that it is not said to be missing as well
@@ -96,7 +101,7 @@ class Source:
             where = f"{field}.{key}" if field else str(key)
             if key in seen:
                 self.faults.add(at, where, "duplicate-key", f"the key {key!r} comes twice here")
-            elif not is_null(value):
+            else:
                 yield key, value, where
             seen.add(key)
 

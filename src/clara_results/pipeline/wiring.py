@@ -64,11 +64,12 @@ def wire(written: Written, faults: Faults) -> Definition | None:
 
 
 def _named(steps: Iterable[Step], faults: Faults) -> dict[str, Step]:
-    """Return the operators by their names' folded form, the first of each name."""
+    """Return the operators by their names' folded form, the first of each name; nameless ones by their place."""
     found: dict[str, Step] = {}
     for step in steps:
         name = step.name
         if name is None:
+            found[step.where] = step
             continue
         first = found.setdefault(name.casefold(), step)
         if first is not step and first.name is not None:
@@ -116,7 +117,7 @@ def _resolve(
         return _Resolved(mount, None, str(mount.name or PAYLOAD_FOLDER), PAYLOAD_FOLDER)
     key = mount.source.casefold()
     if key not in steps:
-        names = [str(step.name) for step in steps.values()]
+        names = [str(step.name) for step in steps.values() if step.name]
         faults.add(
             mount.source.at, f"{mount.where}.from", "unknown-operator",
             f"there is no operator {mount.source!r}{guess(mount.source, names)}",
