@@ -1,25 +1,19 @@
 """Decodes compressed frames in a process of its own.
 
-Codecs are native code that meets whatever a file holds. GDCM ends its process at some damaged JPEG streams, and may
-run on and on; an agent must outlive both, as it holds other tasks' leases. So frames go to a child process, and one
-that dies or does not answer in time is a frame that can't be decoded.
-
-Child and parent speak over a pair of sockets: a JSON object and the frame go in, a JSON object and the native frame
-come back. Nothing that could be run is read from the child.
+GDCM ends its process at some damaged JPEG streams, and may run on and on. So frames go to a child process, and one that
+dies or does not answer in time is a frame that can't be decoded. A JSON object and the frame go in, a JSON object and the
+native frame come back.
 """
 
 import contextlib
 import json
-import os
-import socket
 import struct
-import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 
+from clara_results.agents.child import ChildProcess, serve
 from clara_results.errors import ClaraResultsError
 
 START_SECONDS = 60.0
@@ -88,15 +82,7 @@ class FrameDecoder:
     """A child process that decodes frames, one at a time. Not to be shared between threads; ``close`` ends it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  (our own program)
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt at the terminal is the agent's to act upon
-            )
-        self._connection = Connection(ours.detach())
+        self._child = ChildProcess(__name__)
         self._wait = START_SECONDS
 
     def decode(self, description: FrameDescription, frame: bytes) -> tuple[bytes, str]:
@@ -113,13 +99,14 @@ class FrameDecoder:
             FrameUndecodable: It is damaged, or not what the description says. The decoder may be of no more use.
         """
         try:
-            self._connection.send_bytes(json.dumps(asdict(description)).encode())
-            self._connection.send_bytes(frame)
-            if not self._connection.poll(self._wait + description.native_size / LEAST_RATE):
+            connection = self._child.connection
+            connection.send_bytes(json.dumps(asdict(description)).encode())
+            connection.send_bytes(frame)
+            if not connection.poll(self._wait + description.native_size / LEAST_RATE):
                 self.close()
                 raise FrameUndecodable("the codec does not come to an end with it")
-            answer = json.loads(self._connection.recv_bytes())
-            native = self._connection.recv_bytes()
+            answer = json.loads(connection.recv_bytes())
+            native = connection.recv_bytes()
         except (OSError, EOFError) as cause:
             self.close()
             raise FrameUndecodable("the codec broke down over it") from cause
@@ -131,18 +118,16 @@ class FrameDecoder:
     @property
     def pid(self) -> int:
         """Return the child's process id."""
-        return self._process.pid
+        return self._child.pid
 
     @property
     def closed(self) -> bool:
         """Tell whether it was closed, or had to be."""
-        return self._connection.closed
+        return self._child.closed
 
     def close(self) -> None:
         """End the child process; harmless if it has ended."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        self._child.close()
 
 
 class FrameDecoders:
@@ -269,42 +254,29 @@ def _check_jpeg(description: FrameDescription, frame: bytes) -> None:
     raise FrameUndecodable("it holds no JPEG frame header")
 
 
-def _serve(connection: Connection) -> None:
-    """Decode what comes until the parent closes its end, or dies."""
-    while True:
-        try:
-            description = FrameDescription(**json.loads(connection.recv_bytes()))
-            frame = connection.recv_bytes()
-        except EOFError:
-            return
-        answer: dict[str, str] = {}
-        native = b""
-        try:
-            native, answer["photometric_interpretation"] = decode(description, frame)
-        except Exception as error:  # noqa: BLE001  (outermost loop: a codec may raise anything)
-            answer["error"] = " ".join(str(error).split())[:300]
-        connection.send_bytes(json.dumps(answer).encode())
-        connection.send_bytes(native)
+def _answer(connection: Connection) -> None:
+    """Decode a frame that comes."""
+    description = FrameDescription(**json.loads(connection.recv_bytes()))
+    frame = connection.recv_bytes()
+    answer: dict[str, str] = {}
+    native = b""
+    try:
+        native, answer["photometric_interpretation"] = decode(description, frame)
+    except Exception as error:  # noqa: BLE001  (outermost loop: a codec may raise anything)
+        answer["error"] = " ".join(str(error).split())[:300]
+    connection.send_bytes(json.dumps(answer).encode())
+    connection.send_bytes(native)
 
 
 def main() -> None:
     """Run the child process."""
-    import logging
-
-    logging.disable()
-    warnings.simplefilter("ignore")
     with contextlib.suppress(ModuleNotFoundError):
         import gdcm
 
         gdcm.Trace.DebugOff()
         gdcm.Trace.WarningOff()
         gdcm.Trace.ErrorOff()
-    # What codecs print goes nowhere: it is no log line.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
-        _serve(Connection(int(sys.argv[1])))
+    serve(_answer)
 
 
 if __name__ == "__main__":
