@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,12 @@ def _order(given: Namespace) -> Order:
     )
 
 
-def main() -> int:
-    """Run the operator, and return its exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the operator, and return its exit code.
+
+    Args:
+        arguments: Without the program's name; None: the process's own.
+    """
     parser = argparse.ArgumentParser(
         prog="dicom-writer", description="Write a label map as DICOM objects of its series."
     )
@@ -178,7 +183,7 @@ def main() -> int:
     parser.add_argument(
         "--report", action="store_true", help="write a TID 1500 report of volumes, too"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     return run("dicom-writer", lambda: write(_order(given)))
 
 
