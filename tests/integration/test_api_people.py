@@ -1,10 +1,13 @@
 """What people ask and do over HTTP: lists, pages, jobs, retry, cancel, redeliver."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clara_results.domain.tasks import State
+from clara_results.service.queue import BATCH
+from clara_results.wire.codec import timestamp
 from clara_results.wire.tasks import SuccessReport, Task
 
 if TYPE_CHECKING:
@@ -338,3 +341,59 @@ def test_health_tells_how_work_stands(local: "LocalService") -> None:
         "Pending": 1, "InProgress": 0, "AwaitingCommitment": 0, "Succeeded": 1, "Failed": 0, "Canceled": 0,
     }  # fmt: skip
     assert status["version"]
+
+
+# Times, and many tasks
+
+MINUTE = 60.0
+
+
+def by_the_minute(local: "LocalService", number: int) -> list[Task]:
+    made = []
+    for count in range(number):
+        made += local.register(job_id=f"job-{count}")
+        local.clock.advance(MINUTE)
+    return made
+
+
+def at(local: "LocalService", seconds: float) -> str:
+    return timestamp(local.clock.now() + timedelta(seconds=seconds))
+
+
+def test_tasks_are_found_by_the_time_of_registration(local: "LocalService") -> None:
+    first, second, third = by_the_minute(local, 3)
+
+    def found(**query: str) -> list[str]:
+        return [task.task_id for task in local.client.tasks(**query).items]
+
+    assert found(since=at(local, -2 * MINUTE)) == [third.task_id, second.task_id]
+    assert found(until=at(local, -2 * MINUTE)) == [second.task_id, first.task_id]
+    between = {"since": at(local, -2.5 * MINUTE), "until": at(local, -1.5 * MINUTE)}
+    assert found(**between) == [second.task_id]
+    assert found(since=at(local, 0)) == []
+
+
+def test_a_time_without_an_offset_is_refused(local: "LocalService") -> None:
+    answer = local.call("GET", "/api/tasks?since=2026-01-02T03:04:05")
+    (fault,) = answer.problem(422, "invalid-input")["errors"]
+    assert fault["field"] == "since"
+    assert "offset from UTC" in fault["message"]
+    answer = local.call("POST", "/api/tasks/cancel", {"until": "2026-01-02T03:04:05"})
+    assert answer.problem(422, "invalid-input")["errors"][0]["field"] == "until"
+
+
+def test_a_filter_by_time_or_text_cancels_just_what_it_finds(local: "LocalService") -> None:
+    first, second, third = by_the_minute(local, 3)
+    body = {"until": at(local, -2.5 * MINUTE)}
+    assert local.call("POST", "/api/tasks/cancel", body).json == {"changed": 1}
+    assert local.client.task(first.task_id).state == State.CANCELED
+    assert local.call("POST", "/api/tasks/cancel", {"q": "job-2"}).json == {"changed": 1}
+    assert local.client.task(third.task_id).state == State.CANCELED
+    assert local.client.task(second.task_id).state == State.PENDING
+
+
+def test_more_tasks_than_fit_a_transaction_are_all_changed(local: "LocalService") -> None:
+    for _ in range(3):
+        local.register(data=[f"D{number}" for number in range(BATCH)])
+    assert local.call("POST", "/api/tasks/cancel", {"jobId": "job"}).json == {"changed": 3 * BATCH}
+    assert not local.client.tasks(state="Pending").items

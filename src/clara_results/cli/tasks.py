@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from clara_results.cli.options import Config, Json, Service, TokenFile
 from clara_results.cli.output import fitting, moment, show_json, show_table, state, table
 from clara_results.domain.tasks import State
 from clara_results.errors import InvalidInput
+from clara_results.wire.codec import timestamp
 from clara_results.wire.tasks import FilePage, Redelivery, Task, TaskFilter, TaskPage
 
 app = typer.Typer(help="Watch the queue, and mend what failed.", no_args_is_help=True)
@@ -32,6 +34,19 @@ OfPayload = Annotated[str | None, typer.Option("--payload", help="Only tasks on 
 ToDestination = Annotated[
     str | None, typer.Option("--destination", help="Only tasks to this destination.")
 ]
+_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        "--since",
+        formats=_FORMATS,
+        help="Only tasks registered then or later; this machine's time where no offset is given.",
+    ),
+]
+Until = Annotated[
+    datetime | None,
+    typer.Option("--until", formats=_FORMATS, help="Only tasks registered then or earlier."),
+]  # fmt: skip
 
 
 @app.command("list")
@@ -41,6 +56,8 @@ def listing(
     job: OfJob = None,
     payload: OfPayload = None,
     destination: ToDestination = None,
+    since: Since = None,
+    until: Until = None,
     query: Annotated[
         str | None,
         typer.Option("--query", "-q", help="A whole Study, Series or SOP Instance UID, accession number, patient id or task id; or part of a job, pipeline, payload, operator or destination."),
@@ -58,7 +75,8 @@ def listing(
     while len(found) < limit:
         page = client.tasks(
             state=state, agent=agent, jobId=job, payloadId=payload, destination=destination,
-            q=query, cursor=cursor, limit=min(1000, limit - len(found)),
+            since=None if since is None else timestamp(since),
+            until=None if until is None else timestamp(until), q=query, cursor=cursor, limit=min(1000, limit - len(found)),
         )  # fmt: skip
         found += page.items
         cursor = page.next_cursor
@@ -110,6 +128,8 @@ def retry(
     job: OfJob = None,
     payload: OfPayload = None,
     destination: ToDestination = None,
+    since: Since = None,
+    until: Until = None,
     as_json: Json = False,
     service: Service = None,
     token_file: TokenFile = None,
@@ -120,7 +140,9 @@ def retry(
     if tasks:
         _each(tasks, client.retry, "retried", as_json)
     else:
-        changed = client.retry_all(_filter(None, agent, job, payload, destination)).changed
+        changed = client.retry_all(
+            _filter(None, agent, job, payload, destination, since, until)
+        ).changed
         typer.echo(f"{changed} tasks are Pending again")
 
 
@@ -132,6 +154,8 @@ def cancel(
     job: OfJob = None,
     payload: OfPayload = None,
     destination: ToDestination = None,
+    since: Since = None,
+    until: Until = None,
     as_json: Json = False,
     service: Service = None,
     token_file: TokenFile = None,
@@ -142,7 +166,9 @@ def cancel(
     if tasks:
         _each(tasks, client.cancel, "canceled", as_json)
     else:
-        changed = client.cancel_all(_filter(state, agent, job, payload, destination)).changed
+        changed = client.cancel_all(
+            _filter(state, agent, job, payload, destination, since, until)
+        ).changed
         typer.echo(f"{changed} tasks are Canceled")
 
 
@@ -205,13 +231,21 @@ def _filter(
     job: str | None,
     payload: str | None,
     destination: str | None,
+    since: datetime | None,
+    until: datetime | None,
 ) -> TaskFilter:
-    if not any((state, agent, job, payload, destination)):
+    if not any((state, agent, job, payload, destination, since, until)):
         raise InvalidInput(
-            "give tasks' ids, or say which: --agent, --job, --payload, --destination"
+            "give tasks' ids, or say which: --agent, --job, --payload, --destination, --since, --until"
         )
     return TaskFilter(
-        state=state, agent=agent, job_id=job, payload_id=payload, destination=destination
+        state=state,
+        agent=agent,
+        job_id=job,
+        payload_id=payload,
+        destination=destination,
+        since=since and since.astimezone(),
+        until=until and until.astimezone(),
     )
 
 

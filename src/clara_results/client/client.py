@@ -180,7 +180,7 @@ class ResultsClient:
         return self._call(Task, "PUT", f"/api/tasks/{quote(task_id)}/release", release)
 
     def tasks(self, **query: str | int | None) -> TaskPage:
-        """List tasks, newest first; ``state``, ``agent``, ``jobId``, ``payloadId``, ``destination``, ``q``, ``cursor``, ``limit``."""
+        """List tasks, newest first; ``state``, ``agent``, ``jobId``, ``payloadId``, ``destination``, ``since``, ``until``, ``q``, ``cursor``, ``limit``."""
         return self._call(TaskPage, "GET", "/api/tasks", query=query)
 
     def task(self, task_id: str) -> Task:

@@ -1,4 +1,4 @@
-"""Where time comes from. Everything that asks the time takes a Clock, so that tests can own it."""
+"""Where time comes from, and which times can be used. Everything that asks the time takes a Clock, so that tests can own it."""
 
 import time
 from datetime import UTC, datetime
@@ -27,3 +27,14 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return seconds on a counter that never goes back."""
         return time.monotonic()
+
+
+def time_fault(moment: datetime) -> str | None:
+    """Return what a time should be like if it can't be used; None: it can."""
+    if moment.tzinfo is None:
+        return "a time with its offset from UTC, such as 2026-11-22T08:30:00Z"
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return "a time in the years 1 to 9999 of UTC"
+    return None

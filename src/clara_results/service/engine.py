@@ -29,6 +29,7 @@ from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
 from clara_results.service.retention import Retention, Rules, period
+from clara_results.service.selection import Selection
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
@@ -78,6 +79,7 @@ class Engine:
         )
         custody = Custody(self.clock, patient_columns=settings.patient_columns)
         self.queue = Queue(self.clock, policy, self.retention, custody)
+        self.selection = Selection(self.read, self.write, self.queue)
         wait = timedelta(seconds=settings.commitment_wait)
         self.commitments = Commitments(self.queue, self.clock, wait)
         self.datasets = Datasets(

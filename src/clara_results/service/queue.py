@@ -35,6 +35,7 @@ from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
 from clara_results.store.instances import receiver_made
 from clara_results.store.statements import Row
+from clara_results.store.tasks import Chosen
 from clara_results.wire.instances import Announcement, Clearances
 from clara_results.wire.tasks import (
     FailureReport,
@@ -47,7 +48,6 @@ from clara_results.wire.tasks import (
     Renewed,
     SuccessReport,
     Task,
-    TaskFilter,
 )
 
 IDLE_LIMIT = timedelta(seconds=60)
@@ -57,6 +57,8 @@ DEFAULT_LEASE = 3600
 """Seconds of a claim that asks for none: the original's clients can't renew."""
 CODE_LIMIT = 255
 """Characters of a code or UID; the rest is cut off."""
+BATCH = 200
+"""Tasks that a transaction changes at the most when many are to be changed: others write between."""
 SUCCESS, FAILURE, RELEASE = "success", "failure", "release"
 """Reports that end an attempt."""
 UNFINISHED = tuple(state for state in State if not state.finished)
@@ -80,6 +82,19 @@ class _Ending:
     code: str | None = None
     message: str | None = None
     report: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some of many tasks, that one transaction looked at.
+
+    Attributes:
+        changed: How many of them it changed.
+        last: The id of the last; None: there are no more.
+    """
+
+    changed: int
+    last: int | None
 
 
 class Queue:
@@ -329,15 +344,23 @@ class Queue:
         """
         return self._retry(transaction, self._found(transaction.connection, task_id, lock=True))
 
-    def retry_all(self, transaction: Transaction, which: TaskFilter) -> int:
-        """Put the Failed tasks of a filter back to Pending, except those whose files are no more; return how many."""
+    def retry_some(self, transaction: Transaction, chosen: Chosen, after: int, up_to: int) -> Batch:
+        """Put some of the chosen Failed tasks back to Pending, except those whose files are no more.
+
+        Args:
+            transaction: Where to write.
+            chosen: Which tasks.
+            after: Only those with a larger id; ``up_to``: with no larger one.
+            up_to: See there.
+        """
+        rows = store.matching(transaction.connection, chosen, (State.FAILED,), after, up_to, BATCH)
         changed = 0
-        for row in self._matching(transaction.connection, which, (State.FAILED,)):
+        for row in rows:
             if row.superseded_by is None:
                 with contextlib.suppress(Gone):
                     self._retry(transaction, row)
                     changed += 1
-        return changed
+        return _batch(rows, changed)
 
     def cancel(self, transaction: Transaction, task_id: str) -> Task:
         """Cancel an unfinished task; whoever holds it loses its lease.
@@ -351,12 +374,14 @@ class Queue:
             return views.task(row)
         return self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
 
-    def cancel_all(self, transaction: Transaction, which: TaskFilter) -> int:
-        """Cancel the unfinished tasks of a filter; return how many."""
-        rows = self._matching(transaction.connection, which, UNFINISHED)
+    def cancel_some(
+        self, transaction: Transaction, chosen: Chosen, after: int, up_to: int
+    ) -> Batch:
+        """Cancel some of the chosen unfinished tasks; arguments as for ``retry_some``."""
+        rows = store.matching(transaction.connection, chosen, UNFINISHED, after, up_to, BATCH)
         for row in rows:
             self._end(transaction, row, _Ending(Event.CANCELED), progressed=False)
-        return len(rows)
+        return _batch(rows, len(rows))
 
     def check_redelivery(self, connection: sa.Connection, task_id: str) -> Callable[[], None]:
         """Return what looks whether all files of a finished task are there: it may take long, and needs no transaction.
@@ -790,20 +815,6 @@ class Queue:
             for row in rows
         ]
 
-    def _matching(
-        self, connection: sa.Connection, which: TaskFilter, states: Sequence[State]
-    ) -> Sequence[Row]:
-        where = task_columns(
-            which.state, which.agent, which.job_id, which.payload_id, which.destination
-        )
-        if not where and which.task_ids is None:
-            raise InvalidInput(
-                "an empty filter would mean every task: give state, agent, jobId, payloadId, "
-                "destination or taskIds",
-                code="empty-filter",
-            )
-        return store.matching(connection, where, which.task_ids, states)
-
 
 _WORDS = {
     "files-to-retry": "some files could not be delivered this time",
@@ -820,22 +831,8 @@ def count_columns(counts: Counts) -> dict[str, int]:
     return {f"files_{outcome}": getattr(counts, outcome) for outcome in Outcome}
 
 
-def task_columns(
-    state: State | None,
-    agent: str | None,
-    job_id: str | None,
-    payload_id: str | None,
-    destination: str | None,
-) -> dict[str, Any]:
-    """Return a filter as columns and the values that they must have."""
-    columns = {
-        "state": state,
-        "agent": agent and names.name_key(agent),
-        "job_id": job_id,
-        "payload_id": payload_id,
-        "destination": destination and names.name_key(destination),
-    }
-    return {name: value for name, value in columns.items() if value is not None}
+def _batch(rows: Sequence[Row], changed: int) -> Batch:
+    return Batch(changed, rows[-1].id if len(rows) == BATCH else None)
 
 
 def _situation(row: Row, counts: Counts, *, progressed: bool = False) -> Situation:

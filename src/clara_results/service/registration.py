@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from clara_results.domain import names
-from clara_results.domain.clock import Clock
+from clara_results.domain.clock import Clock, time_fault
 from clara_results.errors import (
     ClaraResultsError,
     Conflict,
@@ -300,15 +300,9 @@ def _deep(value: Any) -> bool:
 
 
 def _time_fault(field: str, moment: datetime | None) -> Iterator[FieldError]:
-    if moment is None:
-        return
-    if moment.tzinfo is None:
-        yield FieldError(field, "a time with its offset from UTC, such as 2026-11-22T08:30:00Z")
-        return
-    try:
-        moment.astimezone(UTC)
-    except OverflowError:
-        yield FieldError(field, "a time in the years 1 to 9999 of UTC")
+    fault = None if moment is None else time_fault(moment)
+    if fault is not None:
+        yield FieldError(field, fault)
 
 
 def _file_faults(body: Registration) -> Iterator[FieldError]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -445,68 +446,125 @@ def files_page(
     return connection.execute(found.order_by(files.c.position).limit(limit)).all()
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which tasks a list holds, or an act is for: those that all of this is true of.
+
+    Attributes:
+        columns: Column → value that it must have.
+        text: A UID of one of its instances; or, if none has it, a task's id, or its job, pipeline, payload, operator or
+            destination in part.
+        patients: Look for an accession number or a patient's id as well.
+        since: Registered then or later.
+        until: Registered then or earlier.
+        task_ids: One of these, at most ``IDS_PER_QUERY``; None: any.
+    """
+
+    columns: Mapping[str, Any]
+    text: str | None = None
+    patients: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
+    task_ids: Sequence[str] | None = None
+
+
+def _conditions(connection: sa.Connection, chosen: Chosen) -> list[sa.ColumnElement[bool]]:
+    where = [
+        tasks.c[name] == (literal(value) if isinstance(value, State) else value)
+        for name, value in chosen.columns.items()
+    ]
+    if chosen.since is not None:
+        where.append(tasks.c.created_at >= chosen.since)
+    if chosen.until is not None:
+        where.append(tasks.c.created_at <= chosen.until)
+    if chosen.task_ids is not None:
+        where.append(tasks.c.task_id.in_([task_id.lower() for task_id in chosen.task_ids]))
+    if chosen.text:
+        where.append(_named(connection, chosen.text, patients=chosen.patients))
+    return where
+
+
+def _named(connection: sa.Connection, text: str, *, patients: bool) -> sa.ColumnElement[bool]:
+    identified = found_by(text, patients=patients)
+    if connection.execute(identified.limit(1)).first() is not None:
+        return tasks.c.id.in_(identified)
+    named = ["job_id", "pipeline_id", "payload_id", "operator", "destination"]
+    return sa.or_(
+        tasks.c.task_id == text.lower(),
+        *[tasks.c[name].icontains(text, autoescape=True) for name in named],
+    )
+
+
 def tasks_page(
     connection: sa.Connection,
-    where: Mapping[str, Any],
-    text: str | None,
-    before: int | None,
+    chosen: Chosen,
     limit: int,
     *,
-    patients: bool = False,
+    before: int | None = None,
+    after: int | None = None,
 ) -> Sequence[Row]:
     """Return tasks, newest first.
 
     Args:
         connection: Within a transaction.
-        where: Column → value that it must have.
-        text: A UID of one of its instances; or, if none has it, a task's id, or its job, pipeline, payload, operator or
-            destination in part.
-        patients: Look for an accession number or a patient's id as well.
-        before: Only tasks with a smaller id.
+        chosen: Which.
         limit: At most so many.
+        before: The newest of those with a smaller id than this.
+        after: The oldest of those with a larger id than this; not together with ``before``.
     """
-    found = sa.select(tasks).where(*_equal(where))
+    found = sa.select(tasks).where(*_conditions(connection, chosen)).limit(limit)
+    if after is not None:
+        later = found.where(tasks.c.id > after).order_by(tasks.c.id)
+        return connection.execute(later).all()[::-1]
     if before is not None:
         found = found.where(tasks.c.id < before)
-    if text:
-        named = ["job_id", "pipeline_id", "payload_id", "operator", "destination"]
-        identified = found_by(text, patients=patients)
-        if connection.execute(identified.limit(1)).first() is not None:
-            found = found.where(tasks.c.id.in_(identified))
-        else:
-            found = found.where(
-                sa.or_(
-                    tasks.c.task_id == text.lower(),
-                    *[tasks.c[name].icontains(text, autoescape=True) for name in named],
-                )
-            )
-    return connection.execute(found.order_by(tasks.c.id.desc()).limit(limit)).all()
+    return connection.execute(found.order_by(tasks.c.id.desc())).all()
 
 
-def _equal(where: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
-    return [
-        tasks.c[name] == (literal(value) if isinstance(value, State) else value)
-        for name, value in where.items()
-    ]
+def number(
+    connection: sa.Connection, chosen: Chosen, states: Sequence[State], *, superseded: bool
+) -> int:
+    """Count the chosen tasks of some states; those that are superseded only if asked for."""
+    counted = (
+        sa.select(sa.func.count())
+        .select_from(tasks)
+        .where(among(tasks.c.state, states), *_conditions(connection, chosen))
+    )
+    if not superseded:
+        counted = counted.where(tasks.c.superseded_by.is_(None))
+    return connection.scalar(counted) or 0
+
+
+_NEWEST = Statement(sa.select(sa.func.max(tasks.c.id)))
+
+
+def newest(connection: sa.Connection) -> int:
+    """Return the id of the newest task; 0: there is none."""
+    return _NEWEST.scalar(connection) or 0
 
 
 def matching(
     connection: sa.Connection,
-    where: Mapping[str, Any],
-    task_ids: Sequence[str] | None,
+    chosen: Chosen,
     states: Sequence[State],
+    after: int,
+    up_to: int,
+    limit: int,
 ) -> Sequence[Row]:
-    """Return all tasks of some states that a filter names, oldest first, locked."""
-    found = sa.select(tasks).where(among(tasks.c.state, states), *_equal(where))
-    found = found.order_by(tasks.c.id).with_for_update()
-    if task_ids is None:
-        return connection.execute(found).all()
-    named = sorted({task_id.lower() for task_id in task_ids})
-    rows: list[Row] = []
-    for start in range(0, len(named), IDS_PER_QUERY):
-        some = tasks.c.task_id.in_(named[start : start + IDS_PER_QUERY])
-        rows += connection.execute(found.where(some)).all()
-    return sorted(rows, key=lambda row: row.id)
+    """Return chosen tasks of some states whose ids lie past ``after`` up to ``up_to``, oldest first, locked."""
+    found = (
+        sa.select(tasks)
+        .where(
+            among(tasks.c.state, states),
+            tasks.c.id > after,
+            tasks.c.id <= up_to,
+            *_conditions(connection, chosen),
+        )
+        .order_by(tasks.c.id)
+        .limit(limit)
+        .with_for_update()
+    )
+    return connection.execute(found).all()
 
 
 _HELD_BY = Statement(

@@ -366,10 +366,12 @@ class Redelivery:
 
 @body(strict=True)
 class TaskFilter:
-    """Body of ``POST /api/tasks/retry`` and ``/cancel``: which tasks; at least one field.
+    """Body of ``POST /api/tasks/retry`` and ``/cancel``: which tasks; at least one field, and all that are given hold.
 
     Attributes:
         state: Of this state; likewise agent, job, payload and destination.
+        since: Registered then or later; ``until``: then or earlier.
+        q: As ``GET /api/tasks`` finds them by it.
         task_ids: These tasks.
     """
 
@@ -378,6 +380,9 @@ class TaskFilter:
     job_id: str | None = None
     payload_id: str | None = None
     destination: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    q: str | None = None
     task_ids: list[str] | None = None
 
 

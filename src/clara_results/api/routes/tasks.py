@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Annotated
 from uuid import UUID
@@ -15,8 +16,8 @@ from clara_results.api.problems import Responses, documented
 from clara_results.domain import names
 from clara_results.domain.tasks import Outcome, State
 from clara_results.errors import FieldError, InvalidInput, NotFound
-from clara_results.service import views
-from clara_results.service.queue import LEASE_RANGE, task_columns
+from clara_results.service import selection, views
+from clara_results.service.queue import LEASE_RANGE
 from clara_results.service.registration import FILE_LIMIT
 from clara_results.store import tasks as store
 from clara_results.wire.instances import Announcement, Clearances
@@ -161,6 +162,8 @@ async def tasks(
     job_id: Annotated[str | None, Query(alias="jobId")] = None,
     payload_id: Annotated[str | None, Query(alias="payloadId")] = None,
     destination: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
     q: Annotated[str | None, Query(max_length=255)] = None,
     cursor: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
@@ -169,13 +172,22 @@ async def tasks(
 
     ``q`` finds them by a Study, Series or SOP Instance UID, and for callers of scope ``operate`` by an accession number
     or a patient's id, whole; else by a task's id, or a part of a job, pipeline, payload, operator or destination.
+    ``since`` and ``until`` bound the time of registration.
     """
+    which = TaskFilter(
+        state=state,
+        agent=agent,
+        job_id=job_id,
+        payload_id=payload_id,
+        destination=destination,
+        since=since,
+        until=until,
+        q=q,
+    )
     patients = q is not None and await allows(request, "operate")
-    where = task_columns(state, agent, job_id, payload_id, destination)
+    wanted = selection.chosen(which, patients=patients)
     rows = await engine.read(
-        lambda connection: store.tasks_page(
-            connection, where, q, cursor, limit + 1, patients=patients
-        )
+        lambda connection: store.tasks_page(connection, wanted, limit + 1, before=cursor)
     )
     more = str(rows[limit - 1].id) if len(rows) > limit else None
     page = TaskPage(items=[views.task(row) for row in rows[:limit]], next_cursor=more)
@@ -219,15 +231,13 @@ async def files(
 @router.post("/api/tasks/retry", response_model=Changed, responses=documented())
 async def retry_all(engine: EngineDep, body: TaskFilter) -> Response:
     """Put the Failed tasks of a filter back to Pending."""
-    changed = await engine.write(lambda tx: engine.queue.retry_all(tx, body))
-    return answer(Changed, Changed(changed=changed))
+    return answer(Changed, Changed(changed=await engine.selection.retry(body)))
 
 
 @router.post("/api/tasks/cancel", response_model=Changed, responses=documented())
 async def cancel_all(engine: EngineDep, body: TaskFilter) -> Response:
     """Cancel the unfinished tasks of a filter."""
-    changed = await engine.write(lambda tx: engine.queue.cancel_all(tx, body))
-    return answer(Changed, Changed(changed=changed))
+    return answer(Changed, Changed(changed=await engine.selection.cancel(body)))
 
 
 @router.post("/api/tasks/{task_id}/retry", response_model=Task, responses=documented(404, 409, 410))
