@@ -88,18 +88,20 @@ class Chain:
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """Run the operators as a pipeline does: by the platform's variables."""
     folder = tmp_path_factory.mktemp("chain")
-    made = Chain(*(folder / name for name in ("dicom", "volume", "label", "results")), said="")
-    made.dicom.mkdir()
+    dicom, volume, label, results = (
+        folder / name for name in ("dicom", "volume", "label", "results")
+    )
+    dicom.mkdir()
     for image in ct_series(SimpleITK.ReadImage(str(VOLUME))):
-        image.save_as(made.dicom / f"{image.InstanceNumber}.dcm", enforce_file_format=True)
+        image.save_as(dicom / f"{image.InstanceNumber}.dcm", enforce_file_format=True)
     said = ""
     for command, inputs, output in (
-        (["dicom_reader"], f"input:{made.dicom}", made.volume),
-        (["segmentation"], f"output:{made.volume}", made.label),
+        (["dicom_reader"], f"input:{dicom}", volume),
+        (["segmentation"], f"output:{volume}", label),
         (
             ["dicom_writer", "--key-images", "--report"],
-            f"segmentation:{made.label};input:{made.dicom}",
-            made.results,
+            f"segmentation:{label};input:{dicom}",
+            results,
         ),
     ):
         done = subprocess.run(
@@ -118,7 +120,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         )
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
-    return Chain(made.dicom, made.volume, made.label, made.results, said)
+    return Chain(dicom, volume, label, results, said)
 
 
 def sources(folder: Path) -> list[Dataset]:

@@ -47,6 +47,7 @@ def test_slices_are_put_in_the_order_of_their_places(
     volume = written(path)
     assert path.name == f"{dcmread(tmp_path / 'dicom' / '1.dcm').SeriesInstanceUID}.mhd"
     assert volume.GetPixelID() == SimpleITK.sitkInt16
+    assert volume.GetMetaData("Modality") == "MET_MOD_CT"
     assert volume.GetSize() == (16, 16, 4)
     assert volume.GetSpacing() == (3, 2, 5)  # PixelSpacing is that of rows, then of columns
     assert volume.GetOrigin() == (0, 0, 0)

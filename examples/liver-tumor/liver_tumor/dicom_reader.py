@@ -65,7 +65,7 @@ def convert(dicom: Path, output: Path, modality: str, uid: str | None) -> Path:
     say(f"reading {chosen}")
     slices, grid = series.arrange(chosen)
     path = output / f"{chosen.uid}{metaimage.VOLUME}"
-    metaimage.write(read_volume(slices, grid), path)
+    metaimage.write(read_volume(slices, grid), path, chosen.modality)
     columns, rows, planes = grid.size
     spacing = " x ".join(f"{each:.4g}" for each in grid.spacing)
     say(f"wrote {path.name}: {columns} x {rows} x {planes} voxels of {spacing} mm")

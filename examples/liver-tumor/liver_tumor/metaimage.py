@@ -45,8 +45,13 @@ def read(path: Path) -> Any:
     return image
 
 
-def write(image: Any, path: Path) -> None:
+def write(image: Any, path: Path, modality: str = "") -> None:
     """Write an image as MHD and raw file.
+
+    Args:
+        image: What to write.
+        path: The MHD file.
+        modality: What made it. CT and MR have a name in the format; ITK's own writer leaves it out.
 
     Raises:
         OSError: It can't be written.
@@ -55,3 +60,7 @@ def write(image: Any, path: Path) -> None:
         SimpleITK.WriteImage(image, str(path), useCompression=False)
     except RuntimeError as error:
         raise OSError(f"{path} can't be written: {error}") from error
+    if modality in {"CT", "MR"}:
+        header = path.read_text()
+        spacing = "\nElementSpacing"
+        path.write_text(header.replace(spacing, f"\nModality = MET_MOD_{modality}{spacing}", 1))
