@@ -3,6 +3,7 @@
 import pytest
 
 from clara_results.agents.dicom.status import Kind, judge
+from clara_results.domain.status_words import UNKNOWN, explained
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,19 @@ def test_nothing_makes_a_delivery_of_a_failure() -> None:
             key = f"{status:04X}"
             kind = judge(status, {key: own}).kind
             assert (kind is Kind.DELIVERED) == (status == 0)
+
+
+def test_every_status_that_is_judged_by_the_standard_has_words_and_no_other() -> None:
+    for status in range(1, 0x10000):
+        judged = judge(status)
+        by_standard = status >> 12 in {0xB, 0xC} or status >> 8 in {0xA7, 0xA9} or status < 0x0300
+        assert (judged.words == UNKNOWN) or by_standard, judged
+        assert explained(judged.code) == judged.words
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("0000", "stored"), ("A700", "refused: out of resources"), ("file-changed", None), ("", None)],
+)
+def test_a_code_is_explained_if_it_is_a_status(code: str, words: str | None) -> None:
+    assert explained(code) == words

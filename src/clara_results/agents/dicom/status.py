@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
 
+from clara_results.domain.status_words import UNKNOWN, words
 from clara_results.domain.statuses import REJECT, RETRY, judged
 from clara_results.domain.tasks import Outcome
 
@@ -43,47 +44,34 @@ class Verdict:
 
 # PS3.7 Annex C; PS3.4 B.2.3 says which of them a C-STORE response can bear.
 _SINGLE = {
-    0x0001: (Kind.DELIVERED, "stored, with a warning: optional attributes are not supported"),
-    0x0105: (Kind.REJECTED, "no such attribute"),
-    0x0106: (Kind.REJECTED, "invalid attribute value"),
-    0x0107: (Kind.DELIVERED, "stored, with a warning: attribute list error"),
-    0x0110: (Kind.RETRY, "processing failure"),
-    0x0111: (
-        Kind.DUPLICATE,
-        "duplicate SOP instance: the receiver holds an instance with this UID already and did not take this one; "
-        "whether both are the same it does not say",
-    ),
-    0x0112: (Kind.REJECTED, "no such SOP instance"),
-    0x0115: (Kind.REJECTED, "invalid argument value"),
-    0x0116: (Kind.DELIVERED, "stored, with a warning: attribute value out of range"),
-    0x0117: (Kind.REJECTED, "invalid SOP instance: its UID breaks the rules for UIDs"),
-    0x0118: (Kind.REJECTED, "no such SOP class"),
-    0x0119: (Kind.REJECTED, "the SOP instance is not of the SOP class named"),
-    0x0120: (Kind.REJECTED, "missing attribute"),
-    0x0121: (Kind.REJECTED, "missing attribute value"),
-    0x0122: (Kind.REJECTED, "SOP class not supported"),
-    0x0124: (Kind.REJECTED, "not authorized to store there"),
-    0x0210: (Kind.REJECTED, "duplicate invocation"),
-    0x0211: (Kind.REJECTED, "unrecognized operation"),
-    0x0212: (Kind.REJECTED, "mistyped argument"),
-    0x0213: (Kind.UNAVAILABLE, "resource limitation"),
-    0xB000: (Kind.DELIVERED, "stored, with a warning: data elements were coerced"),
-    0xB006: (Kind.DELIVERED, "stored, with a warning: elements were discarded"),
-    0xB007: (
-        Kind.DELIVERED,
-        "stored, with a warning: the data set does not match its SOP class",
-    ),
+    0x0001: Kind.DELIVERED,
+    0x0105: Kind.REJECTED,
+    0x0106: Kind.REJECTED,
+    0x0107: Kind.DELIVERED,
+    0x0110: Kind.RETRY,
+    0x0111: Kind.DUPLICATE,
+    0x0112: Kind.REJECTED,
+    0x0115: Kind.REJECTED,
+    0x0116: Kind.DELIVERED,
+    0x0117: Kind.REJECTED,
+    0x0118: Kind.REJECTED,
+    0x0119: Kind.REJECTED,
+    0x0120: Kind.REJECTED,
+    0x0121: Kind.REJECTED,
+    0x0122: Kind.REJECTED,
+    0x0124: Kind.REJECTED,
+    0x0210: Kind.REJECTED,
+    0x0211: Kind.REJECTED,
+    0x0212: Kind.REJECTED,
+    0x0213: Kind.UNAVAILABLE,
+    0xB000: Kind.DELIVERED,
+    0xB006: Kind.DELIVERED,
+    0xB007: Kind.DELIVERED,
 }
 
 # PS3.4 Table B.2-1: by the high byte, or by its upper half.
-_BY_HIGH_BYTE = {
-    0xA7: (Kind.UNAVAILABLE, "refused: out of resources"),
-    0xA9: (Kind.REJECTED, "the data set does not match its SOP class"),
-}
-_BY_HIGH_DIGIT = {
-    0xB: (Kind.DELIVERED, "stored, with a warning of the receiver's own"),
-    0xC: (Kind.REJECTED, "the receiver can't understand the instance"),
-}
+_BY_HIGH_BYTE = {0xA7: Kind.UNAVAILABLE, 0xA9: Kind.REJECTED}
+_BY_HIGH_DIGIT = {0xB: Kind.DELIVERED, 0xC: Kind.REJECTED}
 
 
 _BY_DESTINATION = {RETRY: Kind.RETRY, REJECT: Kind.REJECTED}
@@ -112,10 +100,10 @@ def judge(status: int, statuses: Mapping[str, str] = _NO_STATUSES) -> Verdict:
     known = (
         _SINGLE.get(status) or _BY_HIGH_BYTE.get(status >> 8) or _BY_HIGH_DIGIT.get(status >> 12)
     )
-    kind, words = known or (Kind.REJECTED, "a status that a store can't end with")
+    kind, said = known or Kind.REJECTED, words(status) or UNKNOWN
     has_it = known is None or kind in {Kind.DELIVERED, Kind.DUPLICATE}
     own = judged(statuses, status)
     if own is not None:
         kind = _BY_DESTINATION[own]
-        words += f"; the destination's settings say: {own}"
-    return Verdict(kind, code, words, has_it and kind is not Kind.DELIVERED)
+        said += f"; the destination's settings say: {own}"
+    return Verdict(kind, code, said, has_it and kind is not Kind.DELIVERED)
