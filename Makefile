@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove bench lint format lock licenses docs
+.PHONY: help demo test prove bench lint format lock licenses docs assets
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -56,6 +56,9 @@ lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--u
 
 licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
 	$(BIN)/python -m tools.third_party_licenses
+
+assets: .venv/.ready ## fetch what the console's pages load and others have made (needs npm)
+	$(BIN)/python -m tools.assets
 
 docs: .venv/.ready ## write the reference pages that say what the code says
 	$(BIN)/python tools/reference.py

@@ -1,8 +1,8 @@
 """Write LICENSE-3rdParty: what the product is made of besides its own code, under which licence, with every text.
 
 The packages are those of ``requirements.lock`` that apply to this platform, as they are installed; their licences are
-what pip-licenses finds, their texts the licence and notice files that each package carries. The sample volume and
-swagger-ui, which is inside a package, are added.
+what pip-licenses finds, their texts the licence and notice files that each package carries. The sample volume,
+swagger-ui, which is inside a package, and what the console's pages load are added.
 """
 
 import json
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
+
+from tools.assets import VENDOR
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "LICENSE-3rdParty"
@@ -69,7 +71,10 @@ def components() -> list[Component]:
         Component(name, distribution(name).version, licences[name], _texts(name), _libraries(name))
         for name in names
     ]
-    return sorted([*found, _swagger_ui(), _sample_volume()], key=lambda component: component.name)
+    return sorted(
+        [*found, *_vendored(), _swagger_ui(), _sample_volume()],
+        key=lambda component: component.name,
+    )
 
 
 def _texts(name: str) -> tuple[str, ...]:
@@ -97,6 +102,12 @@ def _swagger_ui() -> Component:
     return Component(
         "swagger-ui", version[1], "Apache-2.0", (notice, APACHE.read_text(encoding="utf-8").strip())
     )
+
+
+def _vendored() -> list[Component]:
+    """Return what the console's pages load; see ``tools.assets``."""
+    packages = json.loads((VENDOR / "packages.json").read_text(encoding="utf-8"))
+    return [Component(p["name"], p["version"], p["licence"], (p["text"],)) for p in packages]
 
 
 def _sample_volume() -> Component:
