@@ -53,6 +53,7 @@ def task(
         parameters=row.parameters,
         state=State(row.state),
         agent=row.agent,
+        destination=row.destination or None,
         retries=row.retries,
         uris=[file.uri for file in open_files] if open_files is not None else None,
         priority=row.priority,

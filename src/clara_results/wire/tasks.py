@@ -150,6 +150,7 @@ class Task:
         parameters: One element of the registration's ``data``, as a string that holds JSON; or None.
         state: Where it stands.
         agent: The agent's name in lower case.
+        destination: Where to, in the form in which destinations' names are looked up; None: its parameters name none.
         retries: Retries used.
         uris: Its files' URIs; in a claim those not yet delivered, elsewhere None (they are paged).
         max_retries: Retries allowed.
@@ -175,6 +176,7 @@ class Task:
     parameters: str | None = None
     state: State
     agent: str
+    destination: str | None = None
     retries: int
     uris: list[str] | None = None
     priority: int = 0
