@@ -1,46 +1,43 @@
 """All commands but ``register``, as one Typer application."""
 
-import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
-import click
 import typer
 
 from clara_results import __version__
-from clara_results.cli import (
-    agent,
-    backup,
-    config,
-    destinations,
-    pipeline,
-    serve,
-    tasks,
-    tokens,
-    up,
-)
 from clara_results.cli.output import complain
 from clara_results.errors import ClaraResultsError
 
-app = typer.Typer(
-    name="clara-results",
-    help="Carry what an imaging pipeline produced to where people use it, and prove that it arrived.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("up")(up.up)
-app.command("serve")(serve.serve)
-app.add_typer(agent.app, name="agent")
-app.add_typer(destinations.app, name="destinations")
-app.add_typer(tasks.app, name="tasks")
-app.add_typer(tokens.app, name="tokens")
-app.add_typer(pipeline.app, name="pipeline")
-app.command("backup")(backup.backup)
-app.add_typer(config.app, name="config")
+_COMMANDS = ("up", "serve", "agent", "destinations", "tasks", "tokens", "pipeline", "backup", "config")  # fmt: skip
+"""Each is a module of this package: with an ``app`` of several commands, or with one function of its name."""
 
 
-@app.command("register", context_settings={"ignore_unknown_options": True}, add_help_option=False)
-def register() -> None:
+def _application(arguments: Sequence[str]) -> typer.Typer:
+    """Return the application, with the one command that is called; with all where none is.
+
+    A command so does not wait for what only others import.
+    """
+    made = typer.Typer(
+        name="clara-results",
+        help="Carry what an imaging pipeline produced to where people use it, and prove that it arrived.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_root)
+    for name in [each for each in _COMMANDS if each in arguments[:1]] or _COMMANDS:
+        module = import_module(f"clara_results.cli.{name}")
+        if hasattr(module, "app"):
+            made.add_typer(module.app, name=name)
+        else:
+            made.command(name)(getattr(module, name))
+    made.command("register", context_settings={"ignore_unknown_options": True}, add_help_option=False)(_register)  # fmt: skip
+    return made
+
+
+def _register() -> None:
     """Register result files with the Results Service (the last step of a pipeline)."""
 
 
@@ -50,8 +47,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def root(
+def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -62,18 +58,10 @@ def root(
 def run(arguments: list[str]) -> int:
     """Run a command; return its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        _application(arguments)(arguments)
     except ClaraResultsError as error:
         complain(error)
         return error.exit_code
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    return result if isinstance(result, int) else 0
+    except SystemExit as ended:  # so Typer ends, once it has said what was wrong with the arguments
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0
