@@ -1,6 +1,7 @@
 """``clara-results pipeline check``: every fault of a definition, in its place, in words that help."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from clara_results.pipeline.checking import parse_definition, read_definition
 from clara_results.pipeline.definition import Definition
 
 BROKEN = sorted((Path(__file__).parents[1] / "support" / "broken_pipelines").glob("*.yaml"))
-LIVER = Path(__file__).parents[2] / "examples" / "liver-tumor"
+ROOT = Path(__file__).parents[2]
+LIVER = ROOT / "examples" / "liver-tumor"
+PAGE = (ROOT / "docs" / "pipelines.md").read_text()
 EXPECTED = "# expected: "
 
 
@@ -86,7 +89,7 @@ def test_the_liver_tumour_pipeline_is_wired_as_on_the_original_page() -> None:
         "register-mhd-output": [("dicom", "/input", "dicom-writer/dicom")],
         "register-dicom-output": [("dicom", "/input", "dicom-writer/dicom")],
     }
-    commands = {o.container.image: o.container.command for o in definition.operators}
+    commands = {str(o.container.image): o.container.command for o in definition.operators}
     assert commands["clara/register-results"] == (
         "python", "register.py", "--agent", "ClaraSCU", "--data", '["Orthanc","DCM4CHEE","ImageViewer1"]',
     )  # fmt: skip
@@ -197,3 +200,18 @@ def test_images_are_checked_with_the_definition(tmp_path: Path) -> None:
         f"{file}:19:11: the service 'triton' can't be started here: only a cluster can run services [services]",
         "4 faults",
     ]
+
+
+def test_the_page_shows_a_definition_without_fault_and_names_every_code(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(re.findall(r"```yaml\n(api-version.*?)```", PAGE, re.DOTALL)[0])
+    assert check(file).exit_code == 0
+    source = "".join(path.read_text() for path in (ROOT / "src/clara_results/pipeline").glob("*.py"))  # fmt: skip
+    codes = set(re.findall(r'where\}?\"?, "([a-z-]+)",', source)) | {
+        line.split(" ")[3].removesuffix(":")
+        for broken in BROKEN
+        for line in broken.read_text().splitlines()
+        if line.startswith(EXPECTED)
+    }
+    assert len(codes) > 20
+    assert not {code for code in codes if f"`{code}`" not in PAGE}

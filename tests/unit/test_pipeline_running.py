@@ -69,7 +69,7 @@ class Ran:
 
     def __init__(self, result: Any) -> None:
         self.error = result.exception
-        self.record = json.loads(result.stdout) if result.stdout else None
+        self.record: Any = json.loads(result.stdout) if result.stdout else None
         if not isinstance(self.error, ClaraResultsError | SystemExit | None):
             raise self.error
 

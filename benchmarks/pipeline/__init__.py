@@ -1,0 +1,1 @@
+"""What ``clara-results pipeline run`` costs beside the operators' own time."""
