@@ -17,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from pydicom import dcmread
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -40,7 +41,7 @@ from examples.demo_receivers import (
     OwnReceiver,
     Receiver,
 )
-from examples.make_dicom import Study, make_study
+from examples.make_dicom import make_study
 from tools.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ class Row:
         program: What receives there.
         state: Its task's state.
         delivered: Files that the service counts as delivered.
-        held: Instances that the receiver says it holds.
+        held: How many of the wanted instances the receiver says it holds.
         error: Why the task last failed or was put back, or nothing.
     """
 
@@ -89,8 +90,8 @@ def run(command: list[str], environment: dict[str, str], *, silent: bool = False
         raise DemoFailed(f"{Path(command[0]).name} ended with exit code {ended.returncode}")
 
 
-def choose_receivers(folder: Path, study: Study) -> dict[str, Receiver]:
-    """Return the three destinations' receivers; our own stands in where a program is not installed."""
+def choose_receivers(folder: Path, study_instance_uid: str) -> dict[str, Receiver]:
+    """Return the three destinations' receivers for a study; our own stands in where a program is not installed."""
 
     def place(name: str) -> Path:
         path = folder / name
@@ -106,7 +107,7 @@ def choose_receivers(folder: Path, study: Study) -> dict[str, Receiver]:
         elif program == "Orthanc":
             receivers[name] = Orthanc(path, place(name), name.upper())
         else:
-            receivers[name] = Dcmqrscp(path, place(name), name, study)
+            receivers[name] = Dcmqrscp(path, place(name), name, study_instance_uid)
     receivers["ImageViewer1"] = OwnReceiver(place("ImageViewer1"), "VIEWER1")
     return receivers
 
@@ -122,7 +123,7 @@ def start_receivers(
     # Without TCP_NODELAY dcmqrscp's answers to a C-FIND wait 44 ms each for the acknowledgement of the one before.
     environment = {**os.environ, "TCP_NODELAY": "1"}
     children = {
-        name: running.enter_context(Child(receiver.command, folder / name / "log", environment))
+        name: Child.start(receiver.command, folder / name / "log", environment, running)
         for name, receiver in receivers.items()
     }
     for name, child in children.items():
@@ -132,34 +133,86 @@ def start_receivers(
         )
 
 
-def product_environment(port: int, payloads: Path) -> dict[str, str]:
-    """Return an environment with what the platform gives a pipeline step, and no setting of the person's own."""
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The product, running.
+
+    Attributes:
+        up: Its process.
+        url: The Results Service's.
+        client: Speaks to it.
+        payloads: Folder of the payloads.
+        environment: For programs that are to find it; no setting of the person's own is in it.
+    """
+
+    up: Child
+    url: str
+    client: ResultsClient
+    payloads: Path
+    environment: dict[str, str]
+
+
+def start_product(
+    folder: Path, receivers: dict[str, Receiver], running: ExitStack, deadline: Deadline
+) -> Product:
+    """Start the service and its agents, and make the receivers its destinations.
+
+    Args:
+        folder: Where its data and its log go.
+        receivers: By the destinations' names.
+        running: Gets what has to be ended.
+        deadline: By when it must be ready.
+
+    Raises:
+        DemoFailed: It did not start, or refused a destination.
+    """
+    data, port = folder / "data", free_port()
     own = {key: value for key, value in os.environ.items() if not key.startswith("CLARA_RESULTS")}
-    return own | {
+    environment = own | {
         "CLARA_RESULTSSERVICE_SERVICE_HOST": "127.0.0.1",
         "CLARA_RESULTSSERVICE_SERVICE_PORT": str(port),
-        "CLARA_RESULTS_PAYLOADS": str(payloads),
-        "NVIDIA_CLARA_JOBID": JOB,
-        "NVIDIA_CLARA_PIPELINEID": PIPELINE,
-        "NVIDIA_CLARA_PAYLOADID": PAYLOAD,
-        "NVIDIA_CLARA_OPERATORNAME": "register-dicom-output",
-        "NVIDIA_CLARA_INPUTPATHS": f"dicom:{payloads / PAYLOAD / 'dicom-writer'}",
+        "CLARA_RESULTS_PAYLOADS": str(data / "payloads"),
+    }
+    command = [str(CLARA_RESULTS), "up", "--data", str(data), "--port", str(port)]
+    up = Child.start(command, folder / "up.log", environment, running)
+    url = f"http://127.0.0.1:{port}"
+    product = Product(up, url, ResultsClient(url), data / "payloads", environment)
+    up.when_ready(lambda: _answers(product.client), deadline)
+    with up.last_words():
+        for name, receiver in receivers.items():
+            command = [str(CLARA_RESULTS), "destinations", "add", name]
+            command += ["--ae-title", receiver.ae_title, "--host", "127.0.0.1"]
+            command += ["--port", str(receiver.port)]
+            command += ["--max-associations", str(receiver.associations)]
+            run(command, environment, silent=True)
+    return product
+
+
+def sop_instance_uids(files: Iterable[Path]) -> set[str]:
+    """Return the SOP Instance UIDs of DICOM files."""
+    return {
+        str(dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True).SOPInstanceUID)
+        for path in files
     }
 
 
-def look(client: ResultsClient, receivers: dict[str, Receiver]) -> list[Row]:
-    """Ask the service for the job's tasks, and each receiver for what it holds."""
-    tasks = {task.parameters: task for task in client.job(JOB).tasks}
-    return [_row(name, receiver, tasks[f'"{name}"']) for name, receiver in receivers.items()]
+def look(
+    client: ResultsClient, job: str, receivers: dict[str, Receiver], wanted: set[str]
+) -> list[Row]:
+    """Ask the service for a job's tasks, and each receiver for which of the wanted instances it holds."""
+    tasks = {task.parameters: task for task in client.job(job).tasks}
+    return [
+        _row(name, receiver, tasks[f'"{name}"'], wanted) for name, receiver in receivers.items()
+    ]
 
 
-def _row(name: str, receiver: Receiver, task: Task) -> Row:
+def _row(name: str, receiver: Receiver, task: Task, wanted: set[str]) -> Row:
     return Row(
         destination=name,
         program=receiver.program,
         state=task.state,
         delivered=task.counts.delivered,
-        held=receiver.count(),
+        held=len(receiver.instances() & wanted),
         error=task.last_error.message if task.last_error else "",
     )
 
@@ -214,21 +267,28 @@ class View:
 
 
 def watch(
-    client: ResultsClient,
+    product: Product,
+    job: str,
     receivers: dict[str, Receiver],
-    wanted: int,
-    up: Child,
+    wanted: set[str],
     deadline: Deadline,
 ) -> None:
     """Show tasks and receivers until every receiver holds everything.
 
+    Args:
+        product: The product.
+        job: Whose tasks.
+        receivers: By the destinations' names.
+        wanted: SOP Instance UIDs that each receiver is to hold.
+        deadline: By when.
+
     Raises:
         DemoFailed: A task came to a bad end, the product ended, or time is up.
     """
-    with view(wanted) as shown:
+    with view(len(wanted)) as shown:
         while True:
-            up.check()
-            rows = look(client, receivers)
+            product.up.check()
+            rows = look(product.client, job, receivers, wanted)
             shown.update(rows)
             ended = [row for row in rows if row.state in {State.FAILED, State.CANCELED}]
             if ended:
@@ -239,7 +299,9 @@ def watch(
                 break
             deadline.pause(LOOK, "all tasks Succeeded")
     missing = [
-        f"{row.destination} holds {row.held} of {wanted}" for row in rows if row.held != wanted
+        f"{row.destination} holds {row.held} of {len(wanted)}"
+        for row in rows
+        if row.held != len(wanted)
     ]
     if missing:
         raise DemoFailed("Succeeded, but " + "; ".join(missing))
@@ -257,38 +319,33 @@ def demo(deadline: Deadline, running: ExitStack) -> None:
     """
     began = time.monotonic()
     folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="clara-results-demo-")))
-    payloads = folder / "data" / "payloads"
-    study = make_study(payloads / PAYLOAD / "dicom-writer")
-    wanted = len(study.files)
-    show(f"made a CT series of {wanted - 1} slices and a segmentation")
+    results = folder / "data" / "payloads" / PAYLOAD / "dicom-writer"
+    study = make_study(results)
+    wanted = sop_instance_uids(study.files)
+    show(f"made a CT series of {len(wanted) - 1} slices and a segmentation")
 
     show("starting the receivers")
-    receivers = choose_receivers(folder, study)
+    receivers = choose_receivers(folder, study.study_instance_uid)
     start_receivers(receivers, folder, running, deadline)
 
-    port = free_port()
-    environment = product_environment(port, payloads)
     show("starting the Results Service and the DICOM agent")
-    command = [str(CLARA_RESULTS), "up", "--data", str(folder / "data"), "--port", str(port)]
-    up = running.enter_context(Child(command, folder / "up.log", environment))
-    client = ResultsClient(f"http://127.0.0.1:{port}")
-    up.when_ready(lambda: _answers(client), deadline)
-    with up.last_words():
-        for name, receiver in receivers.items():
-            command = [str(CLARA_RESULTS), "destinations", "add", name]
-            command += ["--ae-title", receiver.ae_title, "--host", "127.0.0.1"]
-            command += [
-                "--port",
-                str(receiver.port),
-                "--max-associations",
-                str(receiver.associations),
-            ]
-            run(command, environment, silent=True)
+    product = start_product(folder, receivers, running, deadline)
+    with product.up.last_words():
         data = json.dumps(list(receivers), separators=(",", ":"))
-        run([sys.executable, "register.py", "--agent", "ClaraSCU", "--data", data], environment)
-        watch(client, receivers, wanted, up, deadline)
+        step = {
+            "NVIDIA_CLARA_JOBID": JOB,
+            "NVIDIA_CLARA_PIPELINEID": PIPELINE,
+            "NVIDIA_CLARA_PAYLOADID": PAYLOAD,
+            "NVIDIA_CLARA_OPERATORNAME": "register-dicom-output",
+            "NVIDIA_CLARA_INPUTPATHS": f"dicom:{results}",
+        }
+        run(
+            [sys.executable, "register.py", "--agent", "ClaraSCU", "--data", data],
+            product.environment | step,
+        )
+        watch(product, JOB, receivers, wanted, deadline)
     seconds = time.monotonic() - began
-    show(f"Every receiver holds all {wanted} instances, by its own account ({seconds:.1f} s).")
+    show(f"Every receiver holds all {len(wanted)} instances, by its own account ({seconds:.1f} s).")
 
 
 def _answers(client: ResultsClient) -> bool:
@@ -306,9 +363,14 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    """Run the demo, clean up whatever comes, and return the exit code."""
-    parser = argparse.ArgumentParser(description="Deliver results to three receivers, and watch.")
+def main(description: str, demo: Callable[[Deadline, ExitStack], None]) -> int:
+    """Run a demo, clean up whatever comes, and return the exit code.
+
+    Args:
+        description: What ``--help`` says of it.
+        demo: Runs it.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--timeout", type=float, default=120, help="seconds it may take (%(default)s)"
     )
@@ -328,4 +390,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("Deliver results to three receivers, and watch.", demo))

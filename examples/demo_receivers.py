@@ -1,4 +1,4 @@
-"""The demo's receivers: Orthanc, DCMTK's dcmqrscp, and our own; each can be asked how many instances it holds."""
+"""The demo's receivers: Orthanc, DCMTK's dcmqrscp, and our own; each can be asked which instances it holds."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, Self
 
 import urllib3
+from pydicom import Dataset, dcmread
 
-from examples import receiver
-from examples.make_dicom import Study
 from tools.ports import free_port, listens
 
 PAUSE = 0.05
@@ -53,6 +53,26 @@ class Deadline:
         time.sleep(seconds)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals that end the demo back until the end of the block.
+
+    A program that is started while one of them comes would otherwise be left behind: nobody has its process id yet.
+    """
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 class Child:
     """A program that runs beside the demo, in a session of its own so that Ctrl-C reaches the demo alone."""
 
@@ -68,6 +88,23 @@ class Child:
                 env=environment,
                 start_new_session=True,
             )
+
+    @classmethod
+    def start(
+        cls, command: list[str], log: Path, environment: Mapping[str, str], running: ExitStack
+    ) -> Self:
+        """Start a program.
+
+        Args:
+            command: How.
+            log: Gets its output.
+            environment: All of its variables.
+            running: Ends it.
+        """
+        with uninterrupted():
+            child = cls(command, log, environment)
+            running.push(child)
+        return child
 
     def __enter__(self) -> Self:
         return self
@@ -137,8 +174,8 @@ class Receiver(Protocol):
         """Tell whether it has started."""
         ...
 
-    def count(self) -> int:
-        """Return how many instances it holds, by its own account.
+    def instances(self) -> set[str]:
+        """Return the SOP Instance UIDs that it holds, by its own account.
 
         Raises:
             DemoFailed: It does not answer.
@@ -182,13 +219,13 @@ class Orthanc:
             return False
         return answer.status == 200 and listens(self.port)
 
-    def count(self) -> int:
-        """Return how many instances it holds."""
+    def instances(self) -> set[str]:
+        """Return the SOP Instance UIDs that it holds."""
         try:
-            answer = self._http.request("GET", f"{self._url}/statistics")
+            answer = self._http.request("GET", f"{self._url}/instances?expand")
         except urllib3.exceptions.HTTPError as error:
             raise DemoFailed(f"Orthanc does not answer: {error}") from error
-        return int(answer.json()["CountInstances"])
+        return {each["MainDicomTags"]["SOPInstanceUID"] for each in answer.json()}
 
 
 class Dcmqrscp:
@@ -197,10 +234,10 @@ class Dcmqrscp:
     program = "DCMTK dcmqrscp"
     associations = 1  # over two it loses instances: measured with 3.6.7, some 5 of 200 a run
 
-    def __init__(self, path: str, folder: Path, ae_title: str, study: Study) -> None:
+    def __init__(self, path: str, folder: Path, ae_title: str, study_instance_uid: str) -> None:
         self.ae_title = ae_title
         self.port = free_port()
-        self._study = study
+        self._study = f"StudyInstanceUID={study_instance_uid}"
         archive = folder / "archive"
         archive.mkdir()
         configuration = folder / "dcmqrscp.cfg"
@@ -220,26 +257,28 @@ class Dcmqrscp:
         """Tell whether it listens."""
         return listens(self.port)
 
-    def count(self) -> int:
-        """Return how many instances of the study it holds."""
-        return sum(self._count_series(uid) for uid in self._study.series_instance_uids)
+    def instances(self) -> set[str]:
+        """Return the SOP Instance UIDs of the study's instances that it holds."""
+        return {
+            str(instance.SOPInstanceUID)
+            for series in self._find("SERIES", "SeriesInstanceUID")
+            for instance in self._find(
+                "IMAGE", f"SeriesInstanceUID={series.SeriesInstanceUID}", "SOPInstanceUID"
+            )
+        }
 
-    def _count_series(self, series_instance_uid: str) -> int:
-        keys = [
-            "QueryRetrieveLevel=IMAGE",
-            f"StudyInstanceUID={self._study.study_instance_uid}",
-            f"SeriesInstanceUID={series_instance_uid}",
-            "SOPInstanceUID",
-        ]
+    def _find(self, level: str, *keys: str) -> list[Dataset]:
+        """Return the answers to a C-FIND in the study."""
         with tempfile.TemporaryDirectory() as answers:
             command = [str(self._findscu), "--study", "--call", self.ae_title]
-            command += [argument for key in keys for argument in ("--key", key)]
+            for key in (f"QueryRetrieveLevel={level}", self._study, *keys):
+                command += ["--key", key]
             command += ["--extract", "--output-directory", answers, "127.0.0.1", str(self.port)]
             try:
                 subprocess.run(command, check=True, timeout=20)
             except subprocess.SubprocessError as error:
                 raise DemoFailed(f"dcmqrscp does not answer: {error}") from error
-            return sum(1 for _ in Path(answers).iterdir())
+            return [dcmread(path, force=True) for path in Path(answers).iterdir()]
 
 
 class OwnReceiver:
@@ -259,6 +298,6 @@ class OwnReceiver:
         """Tell whether it listens."""
         return listens(self.port)
 
-    def count(self) -> int:
-        """Return how many instances it holds."""
-        return receiver.count(self._instances)
+    def instances(self) -> set[str]:
+        """Return the SOP Instance UIDs that it holds: its files' names."""
+        return {path.stem for path in self._instances.glob("*.dcm")}
