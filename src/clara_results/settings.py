@@ -163,6 +163,7 @@ class Settings:
         least=16_384, most=1 << 20
     )  # fmt: skip
     agent_name: str = _setting("DICOMweb", "the DICOMweb agent's name")
+    render_name: str = _setting("renderserver", "the render agent's name")
     answer_timeout: float = _setting(
         60.0, "seconds for a DICOMweb service to answer a request", least=0.01
     )
@@ -447,6 +448,7 @@ def _ae_title(value: str) -> str:
 
 _CHECKS: dict[str, Any] = {
     "agent_name": _agent_name,
+    "render_name": _agent_name,
     "anonymous": _grants,
     "service": _http_url,
     "database": _database_url,

@@ -36,6 +36,7 @@ from clara_results.cli.options import (
     MaxPdu,
     Parallel,
     Payloads,
+    RenderName,
     Secrets,
     Service,
     TaskTimeout,
@@ -187,6 +188,35 @@ def dicomweb(
     secrets_folder = SecretsFolder(settings.secrets)
     exporter = DicomWebExporter(client.destinations, secrets_folder, waits, clock)
     _run(settings, settings.agent_name, exporter, client, clock)
+
+
+@app.command("render")
+def render(
+    service: Service = None,
+    payloads: Payloads = None,
+    render_name: RenderName = None,
+    lease: Lease = None,
+    parallel: Parallel = None,
+    token_file: TokenFile = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    config: Config = None,
+) -> None:
+    """Publish volumes (MetaImage, NIfTI, DICOM series and SEG) as datasets for the viewer.
+
+    Without --payloads it fetches files from the service. TMPDIR must have room for a task's files.
+    """
+    settings = options.settings(
+        config, service=service, payloads=payloads, render_name=render_name, lease=lease, parallel=parallel,
+        token_file=token_file, log_format=log_format, log_level=log_level,
+    )  # fmt: skip
+    set_up_logging(settings)
+    from clara_results.agents.render.exporter import RenderExporter, check_installed
+
+    with _installed("render", "render"):
+        check_installed()
+    client, clock = _client(settings), SystemClock()
+    _run(settings, settings.render_name, RenderExporter(client, clock), client, clock)
 
 
 @contextmanager

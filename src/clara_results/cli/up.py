@@ -15,6 +15,7 @@ from types import FrameType
 
 import typer
 
+from clara_results.agents.render.exporter import check_installed
 from clara_results.cli import options
 from clara_results.cli.log import set_up_logging
 from clara_results.cli.options import (
@@ -55,7 +56,9 @@ def up(
     log_level: LogLevel = None,
     config: Config = None,
 ) -> None:
-    """Run the Results Service, the DICOM and the DICOMweb agent on this machine until asked to end (SIGTERM, Ctrl-C).
+    """Run the Results Service and its agents on this machine until asked to end (SIGTERM, Ctrl-C).
+
+    The agents are DICOM, DICOMweb and, where it is installed, render.
 
     Further settings of each come from the environment or --config.
     """
@@ -84,6 +87,11 @@ class _Supervisor:
         self._settings = settings
         self._end = threading.Event()
         self._environment = _environment(settings, config)
+        self._names = {
+            "dicom": settings.ae_title,
+            "dicomweb": settings.agent_name,
+            "render": settings.render_name,
+        }
 
     def run(self) -> int:
         """Run all children until asked to end; return the exit code."""
@@ -95,14 +103,13 @@ class _Supervisor:
             url = self._start_service(service)
             self._environment[variable("service")] = url
             self._environment[variable("port")] = url.rpartition(":")[2]
-            for name, kind in (("DICOM agent", "dicom"), ("DICOMweb agent", "dicomweb")):
-                agent = _Child(name, [*_PROGRAM, "agent", kind])
+            agents = self._agents()
+            for kind, name in agents.items():
+                agent = _Child(f"{name} agent", [*_PROGRAM, "agent", kind])
                 children.append(agent)
                 self._start(agent)
-            typer.echo(
-                f"Clara Results is up: service {url}, DICOM agent {self._settings.ae_title}, "
-                f"DICOMweb agent {self._settings.agent_name}"
-            )
+            names = ", ".join(f"{name} agent {self._names[kind]}" for kind, name in agents.items())
+            typer.echo(f"Clara Results is up: service {url}, {names}")
             while not self._end.wait(0.2):
                 for child in children:
                     self._look_after(child)
@@ -111,6 +118,17 @@ class _Supervisor:
         finally:
             _end_all(children[::-1])
         return 0
+
+    def _agents(self) -> dict[str, str]:
+        """Return the kinds of agents that run, and what they are called; the render agent where it is installed."""
+        agents = {"dicom": "DICOM", "dicomweb": "DICOMweb"}
+        try:
+            check_installed()
+        except ModuleNotFoundError as error:
+            _log.info("no render agent: %s is not installed (clara-results[render])", error.name)
+        else:
+            agents["render"] = "render"
+        return agents
 
     def _start_service(self, child: _Child) -> str:
         self._start(child, stdout=subprocess.PIPE)
@@ -192,6 +210,7 @@ def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
         "insecure": settings.insecure,
         "ae_title": settings.ae_title,
         "agent_name": settings.agent_name,
+        "render_name": settings.render_name,
         "log_format": settings.log_format,
         "log_level": settings.log_level,
     }

@@ -298,7 +298,10 @@ class ResultsClient:
             LEASE_HEADER: lease_token,
         }
         path = f"{_made_path(task_id, dataset_id)}/files/{quote(names.file_uri(file.uri))}"
-        self._send("PUT", path, content=content, headers=headers)
+        timeout = urllib3.Timeout(
+            connect=CONNECT_TIMEOUT, read=READ_TIMEOUT
+        )  # its disk may be slow
+        self._send("PUT", path, content=content, headers=headers, timeout=timeout)
 
     def publish(self, task_id: str, dataset_id: str, body: Publication) -> Dataset:
         """Publish a dataset whose files are all uploaded, under a task's lease."""

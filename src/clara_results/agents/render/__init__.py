@@ -1,0 +1,1 @@
+"""The Render Server's agent: makes datasets for the viewer of volumes and label maps."""
