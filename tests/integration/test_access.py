@@ -35,7 +35,7 @@ OTHER_ADDRESS = "127.0.0.2"
 """Loopback too, but not where other calls come from."""
 SCOPES = (*PLAIN, "agent:clarascu", "agent:other", "agent:*")
 IMPLIED = {"admin": {"admin", "operate", "read", "register"}, "operate": {"operate", "read"}}
-OPEN_PATHS = {"/openapi.json", "/docs/assets"}
+OPEN_PATHS = {"/openapi.json", "/docs/assets", "/static"}
 """Served by the framework itself: the contract and the assets of its page."""
 
 
@@ -80,9 +80,10 @@ def test_a_route_that_is_not_in_the_table_can_not_be_made() -> None:
 
 def test_no_route_that_changes_anything_is_open() -> None:
     assert {path for (method, path), rule in RULES.items() if rule == OPEN} == {
-        "/health/live", "/health/ready", "/health/status", "/docs",
+        "/health/live", "/health/ready", "/health/status", "/docs", "/login", "/logout",
     }  # fmt: skip
-    assert all(method == "GET" for (method, _), rule in RULES.items() if rule == OPEN)
+    changing = {path for (method, path), rule in RULES.items() if rule == OPEN and method != "GET"}
+    assert changing == {"/login", "/logout"}  # they change a cookie
 
 
 def test_the_documented_table_is_this_one() -> None:
@@ -98,6 +99,11 @@ def test_the_documented_table_is_this_one() -> None:
         rows.append(f"| `{call}` | {' or '.join(who) or 'everyone'} |")
     documented = re.findall(r"^\| `[A-Z]+ /.*$", DOCUMENT.read_text(), re.MULTILINE)
     assert documented == rows
+
+
+def is_page(route: str) -> bool:
+    """Say whether a route is a page of the console's, or something that is done on one."""
+    return not route.startswith(("/api/", "/health/", "/metrics", "/docs"))
 
 
 def expected(rule: Rule, scope: str) -> bool:
@@ -126,10 +132,17 @@ def test_each_route_takes_whoever_has_its_scope_and_nobody_else(
         if route == "/api/events":
             path += "?lastEventId=none"  # refused once it is let in: a stream would have no end
         where = f"{method} {route}"
-        if rule == OPEN:
-            assert call(local, None, method, path).status == 200, where
-            continue
         answer = call(local, None, method, path)
+        if rule == OPEN:
+            assert answer.status in ({303, 401} if method == "POST" else {200}), where
+            continue
+        if is_page(route):
+            assert (answer.status, answer.headers["Location"][:12]) == (303, "/login?next="), where
+            for scope, token in made.items():
+                status = call(local, token, method, path).status
+                assert (status == 403) != expected(rule, scope), (where, scope)
+                assert status not in {401, 405, 500}, (where, scope)
+            continue
         assert answer.status == 401, where
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="clara-results"', where
         if method != "HEAD":

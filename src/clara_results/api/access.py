@@ -19,6 +19,8 @@ from clara_results.service.engine import Engine
 from clara_results.store import tasks as store
 
 REALM = 'Bearer realm="clara-results"'
+COOKIE = "clara-results-token"
+"""Holds the token of a person who has signed in to the console."""
 _SAME_SITE = frozenset({"same-origin", "none"})
 
 
@@ -110,6 +112,10 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/health/ready"): OPEN,
     ("GET", "/health/status"): OPEN,
     ("GET", "/docs"): OPEN,
+    # The console
+    ("GET", "/login"): OPEN,
+    ("POST", "/login"): OPEN,
+    ("POST", "/logout"): OPEN,
 }
 """Every route, and who may call it. A route that is not here can't be made."""
 
@@ -125,8 +131,8 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             rule = rules[request.method]
+            _check_page(request, rule)
             if rule is not OPEN:
-                _check_page(request, rule)
                 await _check(request, rule)
             response: Response = await function(**await arguments.of(request))
             return response
@@ -161,11 +167,31 @@ async def may_go_on(request: Request) -> bool:
     return True
 
 
-async def allows(request: Request, scope: str) -> bool:
-    """Tell whether who makes a call has a scope."""
+async def caller_of(request: Request, *, outage: bool = False) -> Caller:
+    """Return who makes a call.
+
+    Args:
+        request: The call.
+        outage: Whether the tokens known last will do while the database is away.
+
+    Raises:
+        Unauthenticated: The token is unknown, revoked or expired; or there is none where one is needed.
+        ServiceUnavailable: The database can't serve just now.
+    """
     engine: Engine = request.app.state.engine
     address = request.client.host if request.client else None
-    return (await engine.access.caller(_bearer(request), address)).scopes.allow(scope)
+    return await engine.access.caller(_bearer(request), address, outage=outage)
+
+
+async def allows(request: Request, scope: str) -> bool:
+    """Tell whether who makes a call has a scope."""
+    return (await caller_of(request)).scopes.allow(scope)
+
+
+def secured(request: Request) -> bool:
+    """Tell whether a browser made a call by https, as it says itself where a proxy took TLS off."""
+    origin = header(request, b"origin") or ""
+    return request.url.scheme == "https" or origin.startswith("https:")
 
 
 def _rule(method: str, path: str) -> Rule:
@@ -179,8 +205,7 @@ def _rule(method: str, path: str) -> Rule:
 
 async def _check(request: Request, rule: Rule) -> None:
     engine: Engine = request.app.state.engine
-    address = request.client.host if request.client else None
-    caller = await engine.access.caller(_bearer(request), address, outage=rule.outage)
+    caller = await caller_of(request, outage=rule.outage)
     if rule.agent is not None and caller.scopes.every_agent:
         return
     for scope in rule.scopes:
@@ -208,10 +233,13 @@ async def _agent(request: Request, engine: Engine) -> str | None:
 
 
 def _bearer(request: Request) -> str | None:
-    """Return the bearer token of a call (RFC 6750 2.1); another scheme's credentials are none of ours."""
+    """Return the token of a call: the bearer's (RFC 6750 2.1), or else that of who has signed in to the console.
+
+    Another scheme's credentials are none of ours.
+    """
     given = header(request, b"authorization")
     if given is None:
-        return None
+        return request.cookies.get(COOKIE)
     scheme, _, token = given.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
@@ -229,13 +257,20 @@ def _insufficient(caller: Caller, scopes: tuple[str, ...], agent: str | None) ->
 def _check_page(request: Request, rule: Rule) -> None:
     """Refuse what a page of another site has a browser send (Fetch Metadata Request Headers, W3C).
 
-    Where a caller's place alone gives rights, every page that is open in a browser at that place could use them.
-    Answers to reading calls are kept from such pages by the browser itself.
+    Where a caller's place or cookie alone gives rights, every page that is open in a browser at that place could use
+    them. Answers to reading calls are kept from such pages by the browser itself. A browser that does not trust the
+    connection says only from where a page came (Origin, RFC 6454 7).
     """
-    site = header(request, b"sec-fetch-site")
-    changes = request.method not in {"GET", "HEAD"} or rule is CLAIM
-    if site is not None and changes and site not in _SAME_SITE:
-        raise Forbidden("pages of other sites may not call this service", code="cross-site")
+    if request.method in {"GET", "HEAD"} and rule is not CLAIM:
+        return
+    site, origin = header(request, b"sec-fetch-site"), header(request, b"origin")
+    if site is None and origin is not None:
+        site = "same-origin" if origin.partition("://")[2] == header(request, b"host") else origin
+    if site is not None and site not in _SAME_SITE:
+        raise Forbidden(
+            "pages of other sites may not call this service (a proxy in between must pass the Host header on)",
+            code="cross-site",
+        )
 
 
 def _denied(_request: Request, error: Exception) -> Response:

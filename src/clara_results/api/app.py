@@ -14,6 +14,8 @@ from clara_results import __version__
 from clara_results.api import access, problems
 from clara_results.api.access import GuardedRoute
 from clara_results.api.calls import Calls
+from clara_results.api.console import signin
+from clara_results.api.console.pages import STATIC, Assets
 from clara_results.api.routes import (
     commitments,
     datasets,
@@ -29,6 +31,7 @@ from clara_results.wire.destinations import Destination, TestResult
 
 DOCS_ASSETS = "/docs/assets"
 _PARTS = (tasks, commitments, payloads, datasets, destinations, events, metrics, health)
+_PAGES = (signin,)
 
 
 class _App(FastAPI):
@@ -38,7 +41,7 @@ class _App(FastAPI):
         super().__init__(**settings)
         self.router.route_class = GuardedRoute
         routes = []
-        for part in _PARTS:
+        for part in (*_PARTS, *_PAGES):
             self.include_router(part.router)
             routes += [route for route in part.router.routes if isinstance(route, GuardedRoute)]
         calls = Calls(self, routes, super().__call__)
@@ -85,6 +88,7 @@ def create_app(
     access.install(app)
     assets = StaticFiles(packages=[("fastapi_swagger", "resources")])
     app.mount(DOCS_ASSETS, assets, name="docs-assets")
+    app.mount(STATIC, Assets(), name="static")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
