@@ -181,3 +181,8 @@ def test_a_faulty_definition_is_not_exported(tmp_path: Path) -> None:
     assert isinstance(result.exception, InvalidInput)
     assert "p.yaml:3:12: there is no operator" in str(result.exception)
     assert not result.stdout
+
+
+def test_a_name_that_kubernetes_does_not_take_is_refused() -> None:
+    result = export(LIVER / "pipeline.yaml", "--claim", "Payloads_1")
+    assert "'Payloads_1' can't be the name of a claim" in str(result.exception)

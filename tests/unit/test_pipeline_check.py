@@ -1,10 +1,16 @@
 """``clara-results pipeline check``: every fault of a definition, in its place, in words that help."""
 
+import contextlib
+import copy
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from clara_results.cli.pipeline import app
@@ -215,3 +221,71 @@ def test_the_page_shows_a_definition_without_fault_and_names_every_code(tmp_path
     }
     assert len(codes) > 20
     assert not {code for code in codes if f"`{code}`" not in PAGE}
+
+
+WHOLE = {
+    "api-version": "0.4.0",
+    "name": "whole",
+    "orchestrator": "argo",
+    "pull-secrets": ["registry"],
+    "parameters": {"a": "1"},
+    "operators": [
+        {
+            "name": "reader",
+            "description": "reads",
+            "container": {"image": "clara/reader", "tag": "1", "command": ["read", "${{a}}"]},
+            "variables": {"A": "b"},
+            "requests": {"gpu": 1, "cpu": 0.5, "memory": 512},
+            "input": [{"path": "/input"}],
+            "output": [{"name": "a", "path": "/a"}, {"name": "b", "path": "/b"}],
+        },
+        {
+            "name": "register",
+            "container": {
+                "image": "x",
+                "command": ["register.py", "--agent", "A", "--data", "[1]"],
+            },
+            "input": [{"from": "reader", "name": "a", "path": "/input"}],
+            "services": [{"name": "s", "container": {"image": "t"}}],
+        },
+    ],
+}
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, "", 0, -1, 1.5, True, "reader", "register", "a", "/", "/a", "a b", "${{a}}", "${{", "${{b}}", "x" * 300, [], {}, [None],
+     [[]], {"a": []}, {"from": "register", "path": "/x"}, ["/a"], "\u2028", "\ud7ff\x7f"],
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Return where a value stands in a structure, for each that it holds."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()  # fmt: skip
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(places(WHOLE))), ODD), min_size=1, max_size=3))
+def test_whatever_is_odd_is_a_fault_in_its_place_or_none_at_all(
+    changes: list[tuple[tuple[Any, ...], Any]],
+) -> None:
+    changed = copy.deepcopy(WHOLE)
+    for path, odd in changes:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            inner: Any = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = odd
+    text = json.dumps(changed, indent=1)
+    definition, faults = parse_definition("p.yaml", text, {})
+    lines = text.splitlines()
+    for fault in faults:
+        assert 1 <= fault.line <= len(lines)
+        assert 1 <= fault.column <= len(lines[fault.line - 1]) + 1
+        assert fault.message
+    assert (definition is None) == bool(faults)
+    if definition is not None:
+        done: set[str] = set()
+        for operator in definition.operators:
+            assert operator.sources <= done
+            done.add(str(operator.name))

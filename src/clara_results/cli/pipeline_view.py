@@ -59,7 +59,9 @@ class View:
                     self.changed(step)
             yield
             return
-        with Live(console=self._console, get_renderable=self._table, refresh_per_second=4) as live:
+        with Live(
+            console=self._console, get_renderable=self._table, refresh_per_second=4, transient=True
+        ) as live:
             self._live = live
             yield
 
@@ -76,7 +78,7 @@ class View:
         if step.state is not StepState.RUNNING or step.started_at is None:
             return row(step)
         seconds = (self._clock.now() - step.started_at).total_seconds()
-        last = tail(self._logs / f"{step.operator}.log", 1)
+        last = [step.note] if step.note else tail(self._logs / f"{step.operator}.log", 1)
         return (*row(step)[:2], f"{seconds:.1f}", Text(last[0] if last else "", "dim"))
 
 

@@ -28,6 +28,7 @@ TOKEN_KEY = "token"  # noqa: S105  (a key's name)
 GROUP = 10001
 """The group of the user that our images run as: what operators write must be readable for it."""
 _TAKEN = {PAYLOAD}
+_OBJECT = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.ASCII)
 
 
 def workflow(
@@ -46,9 +47,16 @@ def workflow(
         A workflow that Hera's models, which are made from Argo's own schema, have validated.
 
     Raises:
-        InvalidInput: The pipeline has something that Argo can't be told of.
+        InvalidInput: The pipeline has something that Argo can't be told of, or a name is none.
     """
     _check(definition)
+    for name in (claim, token_secret, *definition.pull_secrets):
+        if not _OBJECT.fullmatch(name):
+            raise InvalidInput(
+                f"{name!r} can't be the name of a claim or a secret: lower-case letters, digits, '-' and '.' "
+                "(RFC 1123)",
+                code="invalid-workflow",
+            )
     names = _names(definition)
     parameters = [argo.Parameter(name=PAYLOAD)]
     parameters += [argo.Parameter(name=n, value=v) for n, v in definition.parameters.items()]

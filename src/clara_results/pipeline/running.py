@@ -22,7 +22,7 @@ from clara_results.pipeline.record import RunFolder, RunRecord, StepRecord, Step
 
 GRACE = 10.0
 """Seconds between the signal that asks an operator to end (SIGTERM) and the one that ends it (SIGKILL)."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +237,7 @@ class Run:
             self._set(name, state=StepState.FAILED, seconds=0.0, reason=f"{process.command[0]} can't be started: {error.strerror or error}")  # fmt: skip
             return
         self._counts_as_busy(child.pid)
-        why = await self._wait(child, process.timeout)
+        why = await self._wait(name, child, process.timeout)
         self._counts_as_busy(child.pid, ended=True)
         self._set(
             name,
@@ -246,7 +246,9 @@ class Run:
             **_outcome(child.returncode or 0, why, process.outputs),
         )
 
-    async def _wait(self, child: asyncio.subprocess.Process, timeout: float) -> StepState | None:
+    async def _wait(
+        self, name: str, child: asyncio.subprocess.Process, timeout: float
+    ) -> StepState | None:
         """Wait for a process and end all that it leaves behind.
 
         Returns:
@@ -259,6 +261,7 @@ class Run:
         if not end.done():
             why = StepState.STOPPED if self._stop.done() else StepState.FAILED
             _signal(child.pid, signal.SIGTERM)
+            self._set(name, note=f"asked to end; killed if it does not within {GRACE:g} s")
             await asyncio.wait({end}, timeout=GRACE)
         _signal(child.pid, signal.SIGKILL)
         await end
@@ -305,9 +308,9 @@ def _kept(
 def _outcome(code: int, why: StepState | None, outputs: Iterable[Path]) -> dict[str, Any]:
     """Return the state, reason and note of an operator that has ended."""
     if why is StepState.STOPPED:
-        return {"state": StepState.STOPPED, "reason": "ended with the run"}
+        return {"state": StepState.STOPPED, "note": None, "reason": "ended with the run"}
     if why is StepState.FAILED:
-        return {"state": StepState.FAILED, "reason": "its time was over"}
+        return {"state": StepState.FAILED, "note": None, "reason": "its time was over"}
     if code != 0:
         by = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return {"state": StepState.FAILED, "reason": f"ended with {by}"}
