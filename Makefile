@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove bench lint format lock licenses docs assets
+.PHONY: help demo demo-pipeline test prove bench lint format lock licenses docs assets
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -17,11 +17,15 @@ export UV_SYSTEM_CERTS := 1
 
 help: ## list the commands
 	@echo "make COMMAND; to pass arguments on: make test ARGS='-k lease'"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 
 demo: .venv/.ready ## deliver a CT series and its segmentation to three receivers, and watch
 	@tools/system_tools.sh orthanc dcmtk
 	@$(BIN)/python -m examples.demo $(ARGS)
+
+demo-pipeline: .venv/.ready ## run the liver-tumour pipeline, deliver its results to receivers and viewer, and watch
+	@tools/system_tools.sh orthanc dcmtk chromium fonts-dejavu-core
+	@$(BIN)/python -m examples.demo_pipeline $(ARGS)
 
 test: .venv/.ready ## run all tests but the long proofs, with coverage
 	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql prometheus chromium fonts-dejavu-core
