@@ -109,6 +109,15 @@ def test_the_examples_are_without_fault(name: str) -> None:
     assert json.loads(check(LIVER / name, "--json").stdout)["operators"][0] == "dicom-reader"
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "a: \0", "a: &x [*x]\nb: *y", "? [a]\n: b", "<<: {a: b}"]
+)
+def test_strange_yaml_is_a_fault(text: str) -> None:
+    definition, faults = parse_definition("p.yaml", text, {})
+    assert definition is None
+    assert faults
+
+
 PARAMETERS = """\
 api-version: 0.4.0
 name: parameters

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -308,7 +310,11 @@ def test_what_cannot_begin_leaves_nothing_behind(pipelines: Pipelines) -> None:
     (pipelines.folder / "in" / "link").unlink()
     (pipelines.folder / "in" / "deep" / "file").unlink()
     assert pipelines.run().error.code == "no-files"
-    assert not [path for path in paths(pipelines.data) if path not in {"runs", "payloads"}]
+    (pipelines.data / "payloads" / "job").mkdir()
+    (pipelines.folder / "in" / "file").touch()
+    assert pipelines.run().error.code == "payload-exists"
+    assert "there is no such folder" in str(pipelines.run("--input", "/no/such").error)
+    assert set(paths(pipelines.data)) == {"runs", "payloads", "payloads/job"}
 
 
 def test_refusals_say_what_to_do(pipelines: Pipelines) -> None:
@@ -328,6 +334,46 @@ def test_refusals_say_what_to_do(pipelines: Pipelines) -> None:
     assert faulty.error.code == "invalid-pipeline"
     assert "p.yaml:1:" in str(faulty.error)
     assert not (pipelines.data / "payloads" / "new").exists()
+
+
+def test_an_operator_that_cannot_be_started_has_failed(pipelines: Pipelines) -> None:
+    program = pipelines.folder / "program"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    pipelines.write_images("images: {test/program: {command: [./program]}}\n")
+    pipelines.define({"name": "a", "container": {"image": "test/program"}})
+    step = pipelines.run().step("a")
+    assert step["state"] == "Failed"
+    assert "can't be started: No such file" in step["reason"]
+
+
+def test_a_terminal_shows_each_operator_with_the_last_line_of_its_log(pipelines: Pipelines) -> None:
+    pipelines.define(sh("slow", 'echo "reading 7 of 9"; until [ -e "$out/../../go" ]; do sleep 0.05; done'))  # fmt: skip
+    command = [sys.executable, "-m", "clara_results", "pipeline", *pipelines.arguments()]
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"})  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    try:
+        with contextlib.suppress(OSError):  # the terminal's end
+            while piece := os.read(ours, 4096):
+                shown += piece
+                if b"reading 7 of 9" in shown:
+                    (pipelines.data / "payloads" / "job" / "go").touch()
+        assert run.wait(PATIENCE) == 0
+    finally:
+        run.kill()
+        run.wait()
+        os.close(ours)
+    assert b"reading 7 of 9" in shown
+    assert b"1 of 1 operators ran" in shown
+
+
+def test_without_the_extra_a_person_is_told_what_to_install() -> None:
+    script = "import sys; sys.modules['ruamel'] = None; from clara_results.cli.app import run; sys.exit(run(['pipeline', 'check', 'x']))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)  # fmt: skip
+    assert ended.returncode == 2
+    assert "install clara-results[pipeline]" in ended.stderr
 
 
 def test_an_output_that_stays_empty_is_noted(pipelines: Pipelines) -> None:
