@@ -1,0 +1,414 @@
+"""DICOM series, multi-frame images and segmentations as volumes: each pixel where its file says that it is."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("isal", reason="clara-results[render] is not installed")
+import SimpleITK
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    SegmentationStorage,
+    generate_uid,
+)
+
+from clara_results.agents.render.planning import plan
+from clara_results.agents.render.reading import numbers, read, read_labels
+from clara_results.agents.render.source import Group, Plan
+
+if TYPE_CHECKING:
+    from tests.conftest import CtWriter
+
+ROWS, COLUMNS, SLICES = 6, 8, 5
+SPACING = (0.75, 0.5)
+"""Millimetres from row to row and from column to column."""
+APART = 2.5
+ORIGIN = (-50.0, 20.5, 100.25)
+ORIENTATIONS = {
+    "axial": (1, 0, 0, 0, 1, 0),
+    "prone": (-1, 0, 0, 0, -1, 0),
+    "coronal": (1, 0, 0, 0, 0, -1),
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "oblique": (0.8, 0.6, 0.0, -0.36, 0.48, 0.8),
+}
+AXIAL = ORIENTATIONS["axial"]
+
+
+def normal(orientation: tuple[float, ...]) -> Any:
+    return np.cross(orientation[:3], orientation[3:])
+
+
+def place(orientation: tuple[float, ...], number: float) -> Any:
+    return np.add(ORIGIN, normal(orientation) * APART * number)
+
+
+def pixels(number: int) -> Any:
+    """Return a slice whose pixels are like no other's."""
+    return np.arange(ROWS * COLUMNS, dtype=np.int16).reshape(ROWS, COLUMNS) + 1000 * number
+
+
+def of_slice(orientation: tuple[float, ...], number: float, **changes: Any) -> dict[str, Any]:
+    """Return what a slice's file is to have."""
+    return {
+        "ImageOrientationPatient": list(orientation),
+        "ImagePositionPatient": [round(float(x), 6) for x in place(orientation, number)],
+        "PixelSpacing": list(SPACING),
+        "Rows": ROWS,
+        "Columns": COLUMNS,
+        "RescaleIntercept": -1024,
+        "PixelData": pixels(int(number)).tobytes(),
+        **changes,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give the folder of a task's files."""
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+def write_series(
+    folder: Path, write_ct: "CtWriter", orientation: tuple[float, ...] = AXIAL, count: int = SLICES
+) -> list[str]:
+    """Write a series whose files' names say nothing of their order; return them in the slices' order."""
+    names = [f"{number}.dcm" for number in range(count)]
+    names = names[::2] + names[1::2]
+    for number, name in enumerate(names):
+        write_ct(folder / name, **of_slice(orientation, number))
+    return names
+
+
+def planned(folder: Path) -> Plan:
+    return plan(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*.dcm")])
+
+
+def only(folder: Path) -> Group:
+    made = planned(folder)
+    assert made.verdicts == []
+    (group,) = made.groups
+    return group
+
+
+def where(orientation: tuple[float, ...], index: tuple[int, int, int]) -> Any:
+    """Return where a pixel is: PS3.3 C.7.6.2.1.1."""
+    i, j, k = index
+    across, down = np.array(orientation[:3]), np.array(orientation[3:])
+    return place(orientation, k) + across * SPACING[1] * i + down * SPACING[0] * j
+
+
+def check_places(image: SimpleITK.Image, orientation: tuple[float, ...]) -> None:
+    for index in itertools.product((0, COLUMNS - 1), (0, ROWS - 1), range(SLICES)):
+        point = image.TransformIndexToPhysicalPoint(index)
+        assert point == pytest.approx(where(orientation, index), abs=1e-3)
+        assert image[index] == pixels(index[2])[index[1], index[0]] - 1024
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_a_series_lies_where_its_files_say(
+    folder: Path, write_ct: "CtWriter", orientation: tuple[float, ...]
+) -> None:
+    names = write_series(folder, write_ct, orientation)
+    group = only(folder)
+    assert group.density.uris == names
+    assert (group.density.modality, group.density.unit) == ("CT", "HU")
+    check_places(read(folder, group.density), orientation)
+
+
+def test_compressed_images_are_decoded(folder: Path, write_ct: "CtWriter") -> None:
+    write_series(folder, write_ct)
+    for path in folder.iterdir():
+        image = dcmread(path)
+        image.compress(RLELossless)
+        image.save_as(path)
+    check_places(read(folder, only(folder).density), AXIAL)
+
+
+def multi_frame(path: Path, kind: str, orientation: tuple[float, ...], order: list[int]) -> Dataset:
+    """Write an image of several frames in some order, with what all of these have in common."""
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.MediaStorageSOPClassUID = kind
+    image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = kind
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID
+    image.StudyInstanceUID = image.SeriesInstanceUID = generate_uid()
+    image.Modality = "CT"
+    image.Rows, image.Columns, image.NumberOfFrames = ROWS, COLUMNS, len(order)
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated = image.BitsStored = 16
+    image.HighBit, image.PixelRepresentation = 15, 1
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = list(SPACING)
+    plane.ImageOrientationPatient = list(orientation)
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PlaneOrientationSequence = Sequence([plane])
+    image.SharedFunctionalGroupsSequence = Sequence([shared])
+    frames = []
+    for number in order:
+        frame, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [float(x) for x in place(orientation, number)]
+        frame.PlanePositionSequence = Sequence([position])
+        frames.append(frame)
+    image.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    return image
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_an_enhanced_image_lies_where_its_frames_say(
+    folder: Path, orientation: tuple[float, ...]
+) -> None:
+    order = [3, 0, 4, 1, 2]
+    image = multi_frame(folder / "a.dcm", EnhancedCTImageStorage, orientation, order)
+    rescale = Dataset()
+    rescale.RescaleSlope, rescale.RescaleIntercept = 1, -1024
+    image.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = Sequence([rescale])
+    image.PixelData = b"".join(pixels(number).tobytes() for number in order)
+    image.save_as(folder / "a.dcm", enforce_file_format=True)
+    check_places(read(folder, only(folder).density), orientation)
+
+
+def spoil(folder: Path, name: str, **changes: Any) -> None:
+    image = dcmread(folder / name)
+    for keyword, value in changes.items():
+        setattr(image, keyword, value)
+    image.save_as(folder / name)
+
+
+def verdicts(folder: Path) -> dict[str, tuple[str, bool]]:
+    return {one.uri: (one.code, one.rejected) for one in planned(folder).verdicts}
+
+
+def test_a_series_that_is_no_grid_is_refused(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    (folder / names[2]).unlink()
+    assert set(verdicts(folder).values()) == {("series-uneven", True)}
+    write_ct(folder / names[2], **of_slice(AXIAL, 2, ImagePositionPatient=[-40, 20.5, 105.25]))
+    assert set(verdicts(folder).values()) == {("series-tilted", True)}
+    write_ct(folder / names[2], **of_slice(AXIAL, 2, ImagePositionPatient=[-50, 20.5, 105.25]))
+    assert verdicts(folder) == {}
+    write_ct(folder / "again.dcm", **of_slice(AXIAL, 2))
+    assert set(verdicts(folder).values()) == {("series-overlaps", True)}
+
+
+def test_time_points_become_datasets_of_their_own(folder: Path, write_ct: "CtWriter") -> None:
+    write_series(folder, write_ct)
+    for number in range(SLICES):
+        write_ct(folder / f"late{number}.dcm", **of_slice(AXIAL, number, AcquisitionNumber=2))
+    made = planned(folder)
+    assert made.verdicts == []
+    assert [len(group.density.uris) for group in made.groups] == [SLICES, SLICES]
+    assert sorted({uri[:4] == "late" for group in made.groups for uri in group.uris}) == [False, True]  # fmt: skip
+
+
+def test_what_is_no_slice_is_passed_over(folder: Path, write_ct: "CtWriter") -> None:
+    write_ct(folder / "flat.dcm", ImagePositionPatient=None)
+    write_ct(folder / "report.dcm", Rows=None, PixelData=None, ImageOrientationPatient=None)
+    skipped = ("not-a-volume", False)
+    assert verdicts(folder) == {"flat.dcm": skipped, "report.dcm": skipped}
+
+
+def test_a_damaged_image_is_refused(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    short = folder / names[0]
+    short.write_bytes(short.read_bytes()[:-10])
+    (folder / "bad.dcm").write_bytes(bytes(128) + b"DICM")
+    found = verdicts(folder)
+    assert found == {names[0]: ("size-differs", True), "bad.dcm": ("damaged", True)}
+    (group,) = planned(folder).groups
+    assert len(group.density.uris) == SLICES - 1
+
+
+# Segmentations
+
+
+def segmentation(
+    folder: Path,
+    series: Dataset,
+    order: list[tuple[int, int]],
+    masks: Any,
+    orientation: tuple[float, ...] = AXIAL,
+    kind: str = "BINARY",
+    **changes: Any,
+) -> None:
+    """Write a SEG of a series: ``order`` says of each frame its segment and its slice, ``masks`` its pixels."""
+    path = folder / "seg.dcm"
+    image = multi_frame(path, SegmentationStorage, orientation, [of for _, of in order])
+    image.Modality = "SEG"
+    image.SegmentationType = kind
+    image.FrameOfReferenceUID = series.FrameOfReferenceUID
+    referenced = Dataset()
+    referenced.SeriesInstanceUID = series.SeriesInstanceUID
+    image.ReferencedSeriesSequence = Sequence([referenced])
+    segments = []
+    for number in sorted({segment for segment, _ in order}):
+        segment = Dataset()
+        segment.SegmentNumber, segment.SegmentLabel = number, f"Organ {number}"
+        if number == 1:
+            segment.RecommendedDisplayCIELabValue = [34885, 53485, 50171]  # sRGB red
+        segments.append(segment)
+    image.SegmentSequence = Sequence(segments)
+    for frame, (number, _) in zip(image.PerFrameFunctionalGroupsSequence, order, strict=True):
+        identified = Dataset()
+        identified.ReferencedSegmentNumber = number
+        frame.SegmentIdentificationSequence = Sequence([identified])
+    if kind == "BINARY":
+        image.BitsAllocated = image.BitsStored = 1
+        image.HighBit = image.PixelRepresentation = 0
+        packed = np.packbits(np.array(masks, np.uint8).ravel(), bitorder="little").tobytes()
+        image.PixelData = packed + b"\0" * (len(packed) % 2)
+    else:
+        image.BitsAllocated = image.BitsStored = 8
+        image.HighBit, image.PixelRepresentation = 7, 0
+        image.MaximumFractionalValue = 100
+        image.PixelData = np.array(masks, np.uint8).tobytes()
+    for keyword, value in changes.items():
+        setattr(image, keyword, value)
+    image.save_as(path, enforce_file_format=True)
+
+
+def mask(*at: tuple[int, int]) -> Any:
+    """Return a frame with some pixels (column, row) set."""
+    frame = np.zeros((ROWS, COLUMNS), np.uint8)
+    for column, row in at:
+        frame[row, column] = 1
+    return frame
+
+
+def maps(folder: Path) -> list[tuple[Any, list[str]]]:
+    group = only(folder)
+    (label,) = group.labels
+    assert group.density.grid is not None
+    found = read_labels(folder, label.source, group.density.grid)
+    return [(numbers(image).copy(), [one.name for one in segments]) for image, segments in found]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_a_segmentation_lies_on_its_images(
+    folder: Path, write_ct: "CtWriter", orientation: tuple[float, ...]
+) -> None:
+    names = write_series(folder, write_ct, orientation)
+    order = [(1, 4), (1, 1), (2, 1)]
+    frames = [mask((0, 0)), mask((7, 5), (6, 5)), mask((3, 2))]
+    segmentation(folder, dcmread(folder / names[0]), order, frames, orientation)
+    ((found, called),) = maps(folder)
+    expected = np.zeros((SLICES, ROWS, COLUMNS))
+    expected[4, 0, 0] = expected[1, 5, 7] = expected[1, 5, 6] = 1
+    expected[1, 2, 3] = 2
+    assert (found == expected).all()
+    assert called == ["Organ 1", "Organ 2"]
+
+
+def test_a_segmentation_that_goes_the_other_way_lies_right(
+    folder: Path, write_ct: "CtWriter"
+) -> None:
+    names = write_series(folder, write_ct)
+    turned = (-1, 0, 0, 0, 1, 0)
+    corner = np.add(place(AXIAL, 3), [SPACING[1] * (COLUMNS - 1), 0, 0])
+    segmentation(folder, dcmread(folder / names[0]), [(1, 0)], [mask((0, 2))], turned)
+    image = dcmread(folder / "seg.dcm")
+    position = image.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    position.ImagePositionPatient = [float(x) for x in corner]
+    image.save_as(folder / "seg.dcm")
+    ((found, _),) = maps(folder)
+    assert np.argwhere(found).tolist() == [[3, 2, COLUMNS - 1]]
+
+
+def test_segments_that_overlap_are_maps_of_their_own(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    order = [(1, 2), (2, 2), (3, 2)]
+    frames = [mask((1, 1), (2, 1)), mask((2, 1)), mask((5, 5))]
+    segmentation(folder, dcmread(folder / names[0]), order, frames)
+    (first, called), (second, also) = maps(folder)
+    assert (called, also) == (["Organ 1", "Organ 3"], ["Organ 2"])
+    assert [first[2, 1, 1], first[2, 1, 2], first[2, 5, 5], second[2, 1, 2]] == [1, 1, 3, 2]
+    assert second.sum() == 2
+
+
+def test_half_and_more_of_a_voxel_counts(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    frame = mask((0, 0)) * 49 + mask((1, 0)) * 50 + mask((2, 0)) * 100
+    segmentation(folder, dcmread(folder / names[0]), [(1, 2)], [frame], kind="FRACTIONAL")
+    ((found, _),) = maps(folder)
+    assert np.argwhere(found).tolist() == [[2, 0, 1], [2, 0, 2]]
+
+
+def test_a_label_map_segmentation_is_taken_as_it_is(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    frame = mask((0, 0)) * 1 + mask((1, 0)) * 2
+    order = [(1, 2)]
+    segmentation(folder, dcmread(folder / names[0]), order, [frame], kind="LABELMAP")
+    ((found, called),) = maps(folder)
+    assert (found[2, 0, 0], found[2, 0, 1], called) == (1, 2, ["Organ 1"])
+
+
+def test_a_segment_has_its_own_colour(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    segmentation(folder, dcmread(folder / names[0]), [(1, 0), (2, 0)], [mask((0, 0)), mask((1, 1))])
+    group = only(folder)
+    assert group.density.grid is not None
+    ((_, segments),) = read_labels(folder, group.labels[0].source, group.density.grid)
+    red, none = segments
+    assert red.color is not None
+    channels = list(bytes.fromhex(red.color[1:]))
+    assert channels == pytest.approx([255, 0, 0], abs=3)
+    assert none.color is None
+
+
+def test_a_segmentation_without_its_images_is_refused(folder: Path, write_ct: "CtWriter") -> None:
+    series = write_ct(folder / "a.dcm", **of_slice(AXIAL, 0))
+    (folder / "a.dcm").unlink()
+    segmentation(folder, series, [(1, 0)], [mask((0, 0))])
+    assert verdicts(folder) == {"seg.dcm": ("reference-missing", True)}
+
+
+def test_a_segmentation_of_another_distance_is_brought_over(
+    folder: Path, write_ct: "CtWriter"
+) -> None:
+    names = write_series(folder, write_ct)
+    segmentation(folder, dcmread(folder / names[0]), [(1, 0), (1, 1)], [mask((0, 0)), mask((3, 3))])
+    image = dcmread(folder / "seg.dcm")
+    for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
+        at = [float(x) for x in place(AXIAL, 2 + number * 0.4)]
+        frame.PlanePositionSequence[0].ImagePositionPatient = at
+    image.save_as(folder / "seg.dcm")
+    ((found, _),) = maps(folder)
+    assert np.argwhere(found).tolist() == [[2, 0, 0]]  # of the other no slice is nearest
+
+
+def test_what_highdicom_writes_is_read(folder: Path, write_ct: "CtWriter") -> None:
+    seg = pytest.importorskip("highdicom.seg", reason="highdicom is not installed")
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    names = write_series(folder, write_ct)
+    images = [dcmread(folder / name) for name in names]
+    values = np.zeros((SLICES, ROWS, COLUMNS), np.uint8)
+    values[1, 2, 3] = values[2, 2, 3] = 1
+    values[3, 4, 5] = 2
+    algorithm = AlgorithmIdentificationSequence("test", codes.DCM.ArtificialIntelligence, "1")
+    described = [
+        SegmentDescription(
+            number, name, codes.SCT.Organ, codes.SCT.Liver, SegmentAlgorithmTypeValues.AUTOMATIC, algorithm
+        )
+        for number, name in ((1, "Liver"), (2, "Tumour"))
+    ]  # fmt: skip
+    made = seg.Segmentation(
+        images, values, SegmentationTypeValues.BINARY, described, generate_uid(), 1, generate_uid(), 1,
+        "Maker", "Model", "1", "1",
+    )  # fmt: skip
+    made.save_as(folder / "seg.dcm")
+    ((found, called),) = maps(folder)
+    assert (found == values).all()
+    assert called == ["Liver", "Tumour"]
