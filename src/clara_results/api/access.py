@@ -72,6 +72,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     # Who registered a task was given its id, which can't be guessed, and may wait for its end.
     ("GET", "/api/tasks/{task_id}"): Rule(("read", "register")),
     ("GET", "/api/tasks/{task_id}/files"): READ,
+    ("POST", "/api/tasks/concerned"): OPERATE,
     ("POST", "/api/tasks/retry"): OPERATE,
     ("POST", "/api/tasks/cancel"): OPERATE,
     ("POST", "/api/tasks/{task_id}/retry"): OPERATE,
@@ -116,6 +117,9 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/login"): OPEN,
     ("POST", "/login"): OPEN,
     ("POST", "/logout"): OPEN,
+    ("GET", "/tasks"): READ,
+    ("GET", "/tasks/{task_id}"): READ,
+    ("GET", "/jobs/{job_id:path}"): READ,
 }
 """Every route, and who may call it. A route that is not here can't be made."""
 

@@ -15,6 +15,7 @@ from clara_results.api import access, problems
 from clara_results.api.access import GuardedRoute
 from clara_results.api.calls import Calls
 from clara_results.api.console import signin
+from clara_results.api.console import tasks as task_pages
 from clara_results.api.console.pages import STATIC, Assets
 from clara_results.api.routes import (
     commitments,
@@ -31,7 +32,7 @@ from clara_results.wire.destinations import Destination, TestResult
 
 DOCS_ASSETS = "/docs/assets"
 _PARTS = (tasks, commitments, payloads, datasets, destinations, events, metrics, health)
-_PAGES = (signin,)
+_PAGES = (signin, task_pages)
 
 
 class _App(FastAPI):

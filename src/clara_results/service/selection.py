@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ from clara_results.service.queue import UNFINISHED, Batch, Queue
 from clara_results.store import tasks as store
 from clara_results.store.database import Transaction
 from clara_results.store.tasks import Chosen
-from clara_results.wire.tasks import TaskFilter
+from clara_results.wire.tasks import Concerned, TaskFilter
 
 T = TypeVar("T")
 
@@ -27,19 +26,6 @@ class Runner(Protocol):
     def __call__(self, operation: Callable[[Any], T], /) -> Awaitable[T]:
         """Run an operation on the database."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Concerned:
-    """How many of the chosen tasks an act would change.
-
-    Attributes:
-        retry: Failed ones that no newer registration has superseded.
-        cancel: Unfinished ones.
-    """
-
-    retry: int
-    cancel: int
 
 
 class Selection:

@@ -389,6 +389,19 @@ class TaskFilter:
 
 
 @body()
+class Concerned:
+    """Answer to ``POST /api/tasks/concerned``: how many of the chosen tasks an act would change.
+
+    Attributes:
+        retry: Failed ones that no newer registration has superseded; those whose files are no more among them.
+        cancel: Unfinished ones.
+    """
+
+    retry: int
+    cancel: int
+
+
+@body()
 class Changed:
     """Answer to a call that changes many tasks: how many it did change."""
 

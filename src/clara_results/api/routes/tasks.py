@@ -23,6 +23,7 @@ from clara_results.store import tasks as store
 from clara_results.wire.instances import Announcement, Clearances
 from clara_results.wire.tasks import (
     Changed,
+    Concerned,
     FailureReport,
     FilePage,
     Job,
@@ -238,6 +239,12 @@ async def retry_all(engine: EngineDep, body: TaskFilter) -> Response:
 async def cancel_all(engine: EngineDep, body: TaskFilter) -> Response:
     """Cancel the unfinished tasks of a filter."""
     return answer(Changed, Changed(changed=await engine.selection.cancel(body)))
+
+
+@router.post("/api/tasks/concerned", response_model=Concerned, responses=documented())
+async def concerned(engine: EngineDep, body: TaskFilter) -> Response:
+    """Tell how many tasks of a filter could be retried, and how many canceled. Nothing is changed."""
+    return answer(Concerned, await engine.selection.concerned(body))
 
 
 @router.post("/api/tasks/{task_id}/retry", response_model=Task, responses=documented(404, 409, 410))
