@@ -9,6 +9,7 @@ Input: a folder with one ``X.mhd`` in Hounsfield units. Output: ``X.output.mhd``
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,29 @@ def segment(volume: Any) -> Any:
     Raises:
         Refused: There is no lung in it.
     """
-    lungs = _lungs(volume)
-    lesion = _lesion(volume, _closed(lungs, CLOSING_MM))
-    solid = _closed(lungs, VESSEL_MM)
-    found = SimpleITK.Cast(SimpleITK.And(solid, SimpleITK.Not(lesion)), SimpleITK.sitkUInt8)
-    return found * LUNG + SimpleITK.Cast(lesion, SimpleITK.sitkUInt8) * LESION
+    found = _lungs(volume)
+    around = _around(found, CLOSING_MM)
+    lungs = found[around]
+    lesion = _lesion(volume[around], _closed(lungs, CLOSING_MM))
+    solid = SimpleITK.And(_closed(lungs, VESSEL_MM), SimpleITK.Not(lesion))
+    label = found * 0
+    label[around] = SimpleITK.Cast(solid, SimpleITK.sitkUInt8) * LUNG + lesion * LESION
+    return label
+
+
+def _around(mask: Any, millimetres: float) -> tuple[slice, ...]:
+    """Return the box around a mask with a margin of so many millimetres: to look at the rest would be of no use."""
+    box = _shapes(mask).GetBoundingBox(1)
+    return tuple(
+        slice(max(0, start - margin), min(length, start + extent + margin))
+        for start, extent, length, margin in zip(
+            box[:3],
+            box[3:],
+            mask.GetSize(),
+            [math.ceil(millimetres / spacing) + 1 for spacing in mask.GetSpacing()],
+            strict=True,
+        )
+    )
 
 
 def _lungs(volume: Any) -> Any:
