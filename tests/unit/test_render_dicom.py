@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RLELossless,
@@ -137,7 +138,7 @@ def multi_frame(path: Path, kind: str, orientation: tuple[float, ...], order: li
     """Write an image of several frames in some order, with what all of these have in common."""
     image = Dataset()
     image.file_meta = FileMetaDataset()
-    image.file_meta.MediaStorageSOPClassUID = kind
+    image.file_meta.MediaStorageSOPClassUID = UID(kind)
     image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     image.SOPClassUID = kind

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clara_results.agents.child import ChildProcess
 from clara_results.agents.render.faults import Unshowable
 from clara_results.agents.render.source import Converted, Group, Plan
+from clara_results.payloads.child import ChildProcess
 from clara_results.wire.codec import from_json, to_json
 
 T = TypeVar("T")

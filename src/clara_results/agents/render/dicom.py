@@ -100,13 +100,14 @@ def read_image(path: Path, uri: str) -> Image:
 
 
 def _check_end(header: Dataset, left: int) -> None:
-    """Look whether native pixels are all there."""
+    """Look whether native pixels are all there: bytes that are left of the file from their element on."""
     syntax = UID(header.file_meta.TransferSyntaxUID)
     if syntax.is_compressed or "Rows" not in header:
         return
     frames = int(header.get("NumberOfFrames") or 1)
     bits = frames * header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated
-    if left < (bits + 7) // 8:
+    head = 8 if syntax.is_implicit_VR else 12  # tag, VR and length of Pixel Data: PS3.5 7.1
+    if left - head < (bits + 7) // 8:
         raise Unshowable("its pixels end too early", code="size-differs")
 
 

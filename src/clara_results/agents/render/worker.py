@@ -8,12 +8,12 @@ from typing import Any
 
 import SimpleITK
 
-from clara_results.agents.child import serve
 from clara_results.agents.render.conversion import convert
 from clara_results.agents.render.converter import FAILED, FILES, MADE
 from clara_results.agents.render.faults import Unshowable
 from clara_results.agents.render.planning import plan
 from clara_results.agents.render.source import Group
+from clara_results.payloads.child import serve
 from clara_results.wire.codec import from_json, to_json
 
 
