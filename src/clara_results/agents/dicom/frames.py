@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 
-from clara_results.agents.child import ChildProcess, serve
 from clara_results.errors import ClaraResultsError
+from clara_results.payloads.child import ChildProcess, serve
 
 START_SECONDS = 60.0
 """For a child to load its codecs, on a machine that is busy."""

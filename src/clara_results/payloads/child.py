@@ -1,6 +1,7 @@
-"""A process of an agent's own for native code that meets whatever a file holds.
+"""A process of its own for native code that meets whatever a file holds.
 
-Such code may end its process at a damaged file, or run on and on; an agent must outlive both, as it holds other tasks' leases.
+Such code may end its process at a damaged file, or run on and on; who starts it must outlive both: an agent holds other
+tasks' leases, the service has other callers.
 Child and parent speak over a pair of sockets, in messages of bytes. Nothing that could be run is read from the child.
 """
 
@@ -34,7 +35,7 @@ class ChildProcess:
                 [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt at the terminal is the agent's to act upon
+                start_new_session=True,  # an interrupt at the terminal is the parent's to act upon
             )
         self.connection = Connection(ours.detach())
 
