@@ -41,6 +41,8 @@ from examples.demo_receivers import Deadline, DemoFailed, Receiver
 from examples.make_dicom import make_study
 
 DEFINITIONS = ROOT / "examples" / "liver-tumor"
+AGENTS = {"clarascu", "renderserver"}
+"""Whom the definitions register results for."""
 PICTURE = Path("demo-pipeline.png")
 BROWSER_LIMIT = 60_000
 """Milliseconds that the browser may take to show the volume."""
@@ -66,6 +68,12 @@ def run_pipeline(product: Product, definition: Path, job: str, ct: Path, data: P
         product.environment,
     )
     return sop_instance_uids((product.payloads / job / "dicom-writer" / "dicom").glob("*.dcm"))
+
+
+def agents_of(product: Product) -> set[str]:
+    """Return the names of the agents that have asked for tasks."""
+    product.up.check()
+    return {each.agent for each in product.client.agents().items}
 
 
 def rendered(product: Product, job: str, deadline: Deadline) -> Task:
@@ -172,6 +180,7 @@ def demo(deadline: Deadline, running: ExitStack) -> None:
     product = start_product(folder, receivers, running, deadline)
 
     with product.up.last_words():
+        deadline.wait_for(lambda: agents_of(product) >= AGENTS, "both agents ask for tasks")
         deliver(product, "pipeline.yaml", ct, folder / "data", receivers, deadline)
         task = deliver(product, "pipeline-volume.yaml", ct, folder / "data", receivers, deadline)
         dataset = dataset_of(product, task)
