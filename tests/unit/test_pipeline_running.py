@@ -344,7 +344,19 @@ def test_an_operator_that_cannot_be_started_has_failed(pipelines: Pipelines) -> 
     pipelines.define({"name": "a", "container": {"image": "test/program"}})
     step = pipelines.run().step("a")
     assert step["state"] == "Failed"
-    assert "can't be started: No such file" in step["reason"]
+    assert "can't be started: " in step["reason"]
+    assert "No such file" in step["reason"]
+
+
+def test_a_run_whose_record_cannot_be_written_ends_all_operators(pipelines: Pipelines) -> None:
+    pipelines.define(
+        sh("long", 'echo $$ > "$out/../../me"; exec sleep 600'),
+        sh("other", 'until [ -s "$in/../me" ]; do sleep 0.05; done; rm -r "$in/../../../runs"'),
+    )
+    ran = pipelines.run("--jobs", "2")
+    assert ran.error.code == "record-unwritable"
+    assert "/runs/job: " in str(ran.error)
+    eventually(lambda: ended(int(pipelines.file("me"))), "the long operator's end", PATIENCE)
 
 
 def test_a_terminal_shows_each_operator_with_the_last_line_of_its_log(pipelines: Pipelines) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from clara_results import settings
 from clara_results.domain.clock import Clock
+from clara_results.errors import ClaraResultsError
 from clara_results.pipeline.definition import Definition, Input, Operator, Output
 from clara_results.pipeline.environment import platform_variables
 from clara_results.pipeline.images import LocalImage, program, search_path
@@ -171,12 +172,22 @@ class Run:
         """Run all operators that are not done, in the main thread, until they have ended or a signal ends them.
 
         After a failure nothing more is started; what runs then goes on to its end.
+
+        Raises:
+            ClaraResultsError: The record or a log can't be written; the operators are ended.
         """
         began = self._clock.monotonic()
-        asyncio.run(self._execute())
-        seconds = self._clock.monotonic() - began
-        record = replace(self.record, seconds=seconds, platform_seconds=seconds - self._busy)
-        self._folder.save(record)
+        try:
+            asyncio.run(self._execute())
+            seconds = self._clock.monotonic() - began
+            record = replace(self.record, seconds=seconds, platform_seconds=seconds - self._busy)
+            self._folder.save(record)
+        except* OSError as errors:
+            first = errors.exceptions[0]
+            raise ClaraResultsError(
+                f"what becomes of the run can't be written to {self._folder.path}: {first}",
+                code="record-unwritable",
+            ) from first
         return record
 
     async def _execute(self) -> None:
@@ -219,9 +230,9 @@ class Run:
     async def _run(self, name: str, process: Process) -> None:
         began = self._clock.monotonic()
         self._set(name, state=StepState.RUNNING, started_at=self._clock.now(), digest=process.digest, kept=False)  # fmt: skip
-        for folder in process.outputs:
-            empty(folder)
         try:
+            for folder in process.outputs:
+                empty(folder)
             with self._folder.log(name).open("wb") as log:
                 child = await asyncio.create_subprocess_exec(
                     *process.command,
@@ -234,7 +245,7 @@ class Run:
                     pass_fds=(self._folder.lock,),
                 )
         except OSError as error:
-            self._set(name, state=StepState.FAILED, seconds=0.0, reason=f"{process.command[0]} can't be started: {error.strerror or error}")  # fmt: skip
+            self._set(name, state=StepState.FAILED, seconds=0.0, reason=f"{process.command[0]} can't be started: {error}")  # fmt: skip
             return
         self._counts_as_busy(child.pid)
         why = await self._wait(name, child, process.timeout)
@@ -256,15 +267,17 @@ class Run:
         """
         end = asyncio.ensure_future(child.wait())
         either: set[asyncio.Future[Any]] = {end, self._stop}
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         why = None
-        if not end.done():
-            why = StepState.STOPPED if self._stop.done() else StepState.FAILED
-            _signal(child.pid, signal.SIGTERM)
-            self._set(name, note=f"asked to end; killed if it does not within {GRACE:g} s")
-            await asyncio.wait({end}, timeout=GRACE)
-        _signal(child.pid, signal.SIGKILL)
-        await end
+        try:
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                why = StepState.STOPPED if self._stop.done() else StepState.FAILED
+                _signal(child.pid, signal.SIGTERM)
+                self._set(name, note=f"asked to end; killed if it does not within {GRACE:g} s")
+                await asyncio.wait({end}, timeout=GRACE)
+        finally:
+            _signal(child.pid, signal.SIGKILL)
+            await end
         return why
 
     def _counts_as_busy(self, process: int, *, ended: bool = False) -> None:
