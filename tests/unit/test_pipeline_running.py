@@ -226,10 +226,16 @@ def test_an_operator_whose_time_is_over_is_ended_with_all_its_children(
     pipelines.write_images("images: {test/sh: {timeout: 0.5}}\n")
     pipelines.define(sh("endless", 'sleep 600 & echo $! > "$out/child"; wait'))
     ran = pipelines.run()
-    assert ran.step("endless")["reason"] == "its time was over"
+    assert ran.step("endless")["reason"] == "did not end within 0.5 s"
     assert ran.step("endless")["state"] == "Failed"
     child = int(pipelines.file("endless/output/child"))
     eventually(lambda: ended(child), "its child's end", PATIENCE)
+
+
+def test_a_signal_that_ends_an_operator_is_told(pipelines: Pipelines) -> None:
+    pipelines.define(sh("killed", "kill -KILL $$"))
+    step = pipelines.run().step("killed")
+    assert (step["exitCode"], step["reason"]) == (-9, "ended with signal 9 (Killed)")
 
 
 def test_what_an_operator_leaves_running_is_ended_with_it(pipelines: Pipelines) -> None:

@@ -254,7 +254,7 @@ class Run:
             name,
             seconds=self._clock.monotonic() - began,
             exit_code=child.returncode,
-            **_outcome(child.returncode or 0, why, process.outputs),
+            **_outcome(child.returncode or 0, why, process),
         )
 
     async def _wait(
@@ -318,16 +318,17 @@ def _kept(
     return steps
 
 
-def _outcome(code: int, why: StepState | None, outputs: Iterable[Path]) -> dict[str, Any]:
+def _outcome(code: int, why: StepState | None, process: Process) -> dict[str, Any]:
     """Return the state, reason and note of an operator that has ended."""
     if why is StepState.STOPPED:
         return {"state": StepState.STOPPED, "note": None, "reason": "ended with the run"}
     if why is StepState.FAILED:
-        return {"state": StepState.FAILED, "note": None, "reason": "its time was over"}
+        late = f"did not end within {process.timeout:g} s"
+        return {"state": StepState.FAILED, "note": None, "reason": late}
     if code != 0:
-        by = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        by = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
         return {"state": StepState.FAILED, "reason": f"ended with {by}"}
-    bare = [folder.name for folder in outputs if is_empty(folder)]
+    bare = [folder.name for folder in process.outputs if is_empty(folder)]
     note = f"wrote nothing into {', '.join(bare)}" if bare else None
     return {"state": StepState.SUCCEEDED, "note": note, "reason": None}
 
