@@ -44,7 +44,7 @@ lint: .venv/.ready ## check style, types, imports, the Dockerfile and the shell 
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile examples/liver-tumor/Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
 
 format: .venv/.ready ## mend what ruff can mend, and lay the code out
@@ -57,6 +57,7 @@ lock: .venv/.ready ## pin the packages that pyproject.toml asks for; UPGRADE=--u
 	$(COMPILE) pyproject.toml -c requirements-dev.lock -o requirements-operator.lock
 	$(COMPILE) pyproject.toml --extra all --group bench -c requirements-dev.lock -o requirements-bench.lock
 	$(COMPILE) --group pyproject.toml:build -c requirements-dev.lock -o requirements-build.lock
+	$(COMPILE) --group pyproject.toml:examples -c requirements-dev.lock -o requirements-examples.lock
 
 licenses: .venv/.ready ## write LICENSE-3rdParty from what is installed
 	$(BIN)/python -m tools.third_party_licenses
