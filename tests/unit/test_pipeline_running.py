@@ -235,7 +235,7 @@ def test_an_operator_whose_time_is_over_is_ended_with_all_its_children(
 def test_a_signal_that_ends_an_operator_is_told(pipelines: Pipelines) -> None:
     pipelines.define(sh("killed", "kill -KILL $$"))
     step = pipelines.run().step("killed")
-    assert (step["exitCode"], step["reason"]) == (-9, "ended with signal 9 (Killed)")
+    assert (step["exitCode"], step["reason"]) == (-9, "ended by signal 9 (Killed)")
 
 
 def test_what_an_operator_leaves_running_is_ended_with_it(pipelines: Pipelines) -> None:

@@ -326,8 +326,12 @@ def _outcome(code: int, why: StepState | None, process: Process) -> dict[str, An
         late = f"did not end within {process.timeout:g} s"
         return {"state": StepState.FAILED, "note": None, "reason": late}
     if code != 0:
-        by = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-        return {"state": StepState.FAILED, "reason": f"ended with {by}"}
+        by = (
+            f"by signal {-code} ({signal.strsignal(-code)})"
+            if code < 0
+            else f"with exit code {code}"
+        )
+        return {"state": StepState.FAILED, "reason": f"ended {by}"}
     bare = [folder.name for folder in process.outputs if is_empty(folder)]
     note = f"wrote nothing into {', '.join(bare)}" if bare else None
     return {"state": StepState.SUCCEEDED, "note": note, "reason": None}
