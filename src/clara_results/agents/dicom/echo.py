@@ -179,7 +179,9 @@ class _Test:
         )
 
     def _step(self, name: str, act: Callable[[], str]) -> bool:
-        self._steps.append(taken(name, act, self._clock, (DestinationUnavailable, AssociationAborted)))
+        self._steps.append(
+            taken(name, act, self._clock, (DestinationUnavailable, AssociationAborted))
+        )
         return self._steps[-1].ok
 
     def _associate(self, peer: Peer, contexts: Sequence[Context]) -> Association:
