@@ -366,11 +366,29 @@ def test_a_segment_has_its_own_colour(folder: Path, write_ct: "CtWriter") -> Non
     assert none.color is None
 
 
-def test_a_segmentation_without_its_images_is_refused(folder: Path, write_ct: "CtWriter") -> None:
+def test_a_segmentation_without_its_images_is_shown_by_itself(
+    folder: Path, write_ct: "CtWriter"
+) -> None:
+    orientation = ORIENTATIONS["oblique"]
     series = write_ct(folder / "a.dcm", **of_slice(AXIAL, 0))
     (folder / "a.dcm").unlink()
-    segmentation(folder, series, [(1, 0)], [mask((0, 0))])
-    assert verdicts(folder) == {"seg.dcm": ("reference-missing", True)}
+    frames = [mask((0, 0)), mask((7, 5)), mask((3, 2))]
+    segmentation(folder, series, [(1, 1), (1, 3), (2, 3)], frames, orientation)
+    image = dcmread(folder / "seg.dcm")
+    measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = APART
+    image.save_as(folder / "seg.dcm")
+    group = only(folder)
+    assert group.uris == ["seg.dcm"]
+    shown = read(folder, group.density)
+    assert np.argwhere(numbers(shown)).tolist() == [[0, 0, 0], [2, 2, 3], [2, 5, 7]]
+    for index, number in (((0, 0, 0), 1), ((3, 2, 2), 2)):
+        assert shown[index] == number
+        expected = where(orientation, (*index[:2], index[2] + 1))
+        assert shown.TransformIndexToPhysicalPoint(index) == pytest.approx(expected, abs=1e-3)
+    ((labels, called),) = maps(folder)
+    assert (labels == numbers(shown)).all()
+    assert called == ["Organ 1", "Organ 2"]
 
 
 def test_a_segmentation_of_another_distance_is_brought_over(

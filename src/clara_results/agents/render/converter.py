@@ -25,9 +25,16 @@ LEAST_RATE = 500_000
 
 
 class Converter:
-    """Has files looked at and converted. Thread-safe; ``close`` ends the child process."""
+    """Has files looked at and converted. Thread-safe; ``close`` ends the child process.
 
-    def __init__(self) -> None:
+    Args:
+        module: What the child process runs.
+        least: Seconds for any request.
+    """
+
+    def __init__(self, module: str = WORKER, least: float = LEAST_SECONDS) -> None:
+        self._module = module
+        self._least = least
         self._lock = threading.Lock()
         self._child: ChildProcess | None = None
 
@@ -59,6 +66,11 @@ class Converter:
         request = {"scratch": str(scratch), "group": json.loads(to_json(group))}
         return from_json(Converted, self._ask(request, size, checkpoint))
 
+    @property
+    def pid(self) -> int | None:
+        """Return the child's process id; None: it does not run."""
+        return None if self._child is None else self._child.pid
+
     def close(self) -> None:
         """End the child process."""
         child, self._child = self._child, None
@@ -69,7 +81,7 @@ class Converter:
         while not self._lock.acquire(timeout=LOOK_EVERY):
             checkpoint()
         try:
-            answer = self._answer(request, LEAST_SECONDS + size / LEAST_RATE, checkpoint)
+            answer = self._answer(request, self._least + size / LEAST_RATE, checkpoint)
         except BaseException:
             self.close()  # it may be in the midst of something
             raise
@@ -83,7 +95,7 @@ class Converter:
         self, request: dict[str, Any], seconds: float, checkpoint: Callable[[], None]
     ) -> dict[str, Any]:
         if self._child is None:
-            self._child = ChildProcess(WORKER)
+            self._child = ChildProcess(self._module)
         connection = self._child.connection
         try:
             connection.send_bytes(json.dumps(request).encode())

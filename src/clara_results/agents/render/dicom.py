@@ -273,29 +273,10 @@ def multi_frame_of(image: Image) -> Source:
     return _described(Kind.FRAMES, [image.uri], header, grid)
 
 
-def segmentation_of(image: Image) -> Source:
-    """Return a segmentation, and which series it segments (PS3.3 A.51, C.8.20).
-
-    Raises:
-        Unshowable: Its frames have no places.
-    """
-    header = image.header
-    frames(header)
-    referenced = header.get("ReferencedSeriesSequence") or []
-    series = str(referenced[0].get("SeriesInstanceUID")) if referenced else None
-    return Source(
-        kind=Kind.SEGMENTATION,
-        uris=[image.uri],
-        name=str(header.get("SeriesDescription") or "") or "Segmentation",
-        series=series,
-        frame_of_reference=_text(header, "FrameOfReferenceUID"),
-    )
-
-
 def _described(kind: Kind, uris: list[str], header: Dataset, grid: Grid) -> Source:
-    modality = _text(header, "Modality")
-    units = {"CT": "HU", "PT": _text(header, "Units")}
-    name = _text(header, "SeriesDescription") or f"{modality or 'Image'} series {header.get('SeriesNumber') or ''}"  # fmt: skip
+    modality = text(header, "Modality")
+    units = {"CT": "HU", "PT": text(header, "Units")}
+    name = text(header, "SeriesDescription") or f"{modality or 'Image'} series {header.get('SeriesNumber') or ''}"  # fmt: skip
     return Source(
         kind=kind,
         uris=uris,
@@ -303,12 +284,13 @@ def _described(kind: Kind, uris: list[str], header: Dataset, grid: Grid) -> Sour
         name=name.strip(),
         modality=modality,
         unit=units.get(modality or ""),
-        series=_text(header, "SeriesInstanceUID"),
-        frame_of_reference=_text(header, "FrameOfReferenceUID"),
+        series=text(header, "SeriesInstanceUID"),
+        frame_of_reference=text(header, "FrameOfReferenceUID"),
     )
 
 
-def _text(header: Dataset, keyword: str) -> str | None:
+def text(header: Dataset, keyword: str) -> str | None:
+    """Return an element's value as text; None: it is not there, or empty."""
     return str(header.get(keyword) or "").strip() or None
 
 

@@ -18,6 +18,7 @@ from clara_results.agents.render.content import Content, look
 from clara_results.agents.render.faults import INCOMPLETE, Unshowable, incomplete
 from clara_results.agents.render.labels import printable
 from clara_results.agents.render.reading import read
+from clara_results.agents.render.segmentation import segmentation_of
 from clara_results.agents.render.source import Group, Kind, LabelSource, Plan, Source, Verdict
 
 CONFIG = ".meta"
@@ -103,7 +104,7 @@ class _Planner:
         for image in images:
             try:
                 if image.header.get("SOPClassUID") in dicom.SEGMENTATIONS:
-                    self._sources[image.uri] = dicom.segmentation_of(image)
+                    self._sources[image.uri] = segmentation_of(image)
                 elif int(image.header.get("NumberOfFrames") or 1) > 1:
                     self._sources[image.uri] = dicom.multi_frame_of(image)
                 else:
@@ -163,13 +164,8 @@ class _Planner:
             if source.kind is not Kind.SEGMENTATION:
                 continue
             of = series.get(source.series or "") or frames.get(source.frame_of_reference or "")
-            if of is None:
-                self._faults[source.uris[0]] = Unshowable(
-                    "the series that it segments is not among the task's files: register it too",
-                    code="reference-missing",
-                )
-                continue
-            self._draft_of(of).labels.append(source.uris[0])
+            # Without its images it is shown by itself, over a volume made of its segments.
+            self._draft_of(of or source).labels.append(source.uris[0])
 
     def _by_name(self) -> None:
         """Pair X.output and X, in one folder or, where that leaves no doubt, in any."""
@@ -251,6 +247,8 @@ class _Planner:
         density = self._sources.get(draft.density)
         for uri in draft.labels:
             source = self._sources.get(uri)
+            if source and source.kind is Kind.SEGMENTATION:
+                continue  # it is brought onto the grid
             if density and density.grid and source and source.grid and not source.grid.same(density.grid):  # fmt: skip
                 self._faults[uri] = Unshowable(
                     "its voxels are not where its volume's are: resample it to that grid",

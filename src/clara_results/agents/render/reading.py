@@ -22,6 +22,8 @@ def read(folder: Path, source: Source) -> SimpleITK.Image:
         raise Unshowable("it has no grid of its own", code="unsupported-volume")
     if source.kind is Kind.SERIES:
         return dicom.read_series(folder, source)
+    if source.kind is Kind.SEGMENTATION:
+        return segmentation.read_marked(folder, source)
     if source.kind is Kind.FRAMES:
         return dicom.read_frames(folder, source)
     return files.read_volume(folder / source.path, source.grid)

@@ -14,15 +14,37 @@ from pydicom.dataset import Dataset
 
 from clara_results.agents.render.dicom import (
     PLACE_TOLERANCE,
+    Image,
     Slice,
     frames,
     grid_of,
     ordered,
     pixels_of,
+    text,
 )
 from clara_results.agents.render.faults import Unshowable
 from clara_results.agents.render.grid import Grid
-from clara_results.agents.render.source import Source
+from clara_results.agents.render.source import Kind, Source
+
+
+def segmentation_of(image: Image) -> Source:
+    """Return a segmentation on a grid of its own, and which series it segments.
+
+    Raises:
+        Unshowable: Its frames have no places, or lie on no grid.
+    """
+    header = image.header
+    referenced = header.get("ReferencedSeriesSequence") or []
+    series = str(referenced[0].get("SeriesInstanceUID")) if referenced else None
+    return Source(
+        kind=Kind.SEGMENTATION,
+        uris=[image.uri],
+        grid=_own_grid(header, frames(header), None),
+        name=text(header, "SeriesDescription") or "Segmentation",
+        modality=text(header, "Modality"),
+        series=series,
+        frame_of_reference=text(header, "FrameOfReferenceUID"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +69,7 @@ def read_segmentation(
     header = pydicom.dcmread(folder / source.uris[0])
     pixels = pixels_of(header)
     places = frames(header)
-    own = _segmentation_grid(places, grid)
+    own = _own_grid(header, places, grid)
     layer_of = [
         round((one.height - places[ordered(places)[0]].height) / own.spacing[2]) for one in places
     ]
@@ -98,8 +120,38 @@ def _stacked(
     return maps
 
 
-def _segmentation_grid(places: Sequence[Slice], images: Grid) -> Grid:
+def read_marked(folder: Path, source: Source) -> SimpleITK.Image:
+    """Read a segmentation whose images are not there as a volume: each voxel the number of its segment.
+
+    Raises:
+        Unshowable: It can't be decoded.
+    """
+    if source.grid is None:
+        raise Unshowable("a segmentation has a grid", code="unsupported-volume")
+    maps = [image for image, _ in read_segmentation(folder, source, source.grid)]
+    marked = maps[0]
+    for other in maps[1:]:
+        marked = SimpleITK.Maximum(marked, other)
+    return marked
+
+
+def _distances(header: Dataset, images: Grid | None) -> list[float]:
+    """Return how far apart a segmentation's slices may be: as its images' are, or as it says itself."""
+    if images is not None:
+        return [images.spacing[2]]
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    measures = (shared.get("PixelMeasuresSequence") or [Dataset()])[0]
+    said = [measures.get("SpacingBetweenSlices"), measures.get("SliceThickness")]
+    return [float(one) for one in said if one]
+
+
+def _own_grid(header: Dataset, places: Sequence[Slice], images: Grid | None) -> Grid:
     """Return the grid of a segmentation, which leaves out slices where it marks nothing.
+
+    Args:
+        header: The segmentation's.
+        places: Its frames'.
+        images: Where the images are that it segments, if they are there.
 
     Raises:
         Unshowable: Its frames lie on none.
@@ -108,8 +160,7 @@ def _segmentation_grid(places: Sequence[Slice], images: Grid) -> Grid:
     first, last = places[order[0]], places[order[-1]]
     heights = sorted({round(one.height, 3) for one in places})
     steps = [b - a for a, b in itertools.pairwise(heights)]
-    distances = [images.spacing[2], *([min(steps)] if steps else [])]
-    for distance in distances:
+    for distance in [*_distances(header, images), *([min(steps)] if steps else [1.0])]:
         if all(abs(step / distance - round(step / distance)) <= PLACE_TOLERANCE and step > distance / 2 for step in steps):  # fmt: skip
             break
     else:

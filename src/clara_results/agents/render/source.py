@@ -28,7 +28,7 @@ class Source:
         kind: As what it is read.
         uris: Its files, in their order; it is known by the first.
         path: Of a VOLUME what SimpleITK reads, relative to the folder of the task's files; else empty.
-        grid: Where its voxels are; of a SEGMENTATION, which is brought onto its images' grid, None.
+        grid: Where its voxels are; a SEGMENTATION is brought from there onto its images' grid.
         name: What it is called.
         modality: DICOM's word; None: not known.
         unit: Of its values; None: not known.
