@@ -103,7 +103,7 @@ def test_the_documented_table_is_this_one() -> None:
 
 def is_page(route: str) -> bool:
     """Say whether a route is a page of the console's, or something that is done on one."""
-    return not route.startswith(("/api/", "/health/", "/metrics", "/docs"))
+    return not route.startswith(("/thumbnails/", "/api/", "/health/", "/metrics", "/docs"))
 
 
 def expected(rule: Rule, scope: str) -> bool:

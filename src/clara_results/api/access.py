@@ -120,6 +120,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/tasks"): READ,
     ("GET", "/tasks/{task_id}"): READ,
     ("GET", "/jobs/{job_id:path}"): READ,
+    ("GET", "/thumbnails/{payload_id}/{uri:path}"): READ,
 }
 """Every route, and who may call it. A route that is not here can't be made."""
 

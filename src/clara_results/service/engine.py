@@ -30,6 +30,7 @@ from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
 from clara_results.service.retention import Retention, Rules, period
 from clara_results.service.selection import Selection
+from clara_results.service.thumbnails import Thumbnails
 from clara_results.service.wakeups import Wakeups
 from clara_results.settings import Settings
 from clara_results.store import destinations as agent_store
@@ -79,6 +80,7 @@ class Engine:
         )
         custody = Custody(self.clock, patient_columns=settings.patient_columns)
         self.queue = Queue(self.clock, policy, self.retention, custody)
+        self.thumbnails = Thumbnails()
         self.selection = Selection(self.read, self.write, self.queue)
         wait = timedelta(seconds=settings.commitment_wait)
         self.commitments = Commitments(self.queue, self.clock, wait)
@@ -94,10 +96,7 @@ class Engine:
         self.metrics = Metrics(self.database_kind)
         self._loop = asyncio.get_running_loop()
         self.events = Feed(self.read, self._loop)
-        folders = {"payloads": settings.payload_folder, "datasets": settings.dataset_folder}
-        if self.database_kind == "sqlite":
-            folders["database"] = Path(self._database.engine.url.database or "").parent
-        self.disks = partial(disks, folders)
+        self.disks = partial(disks, self._folders(settings))
         self.enumerator = Enumerator(self.read, self.clock, self.disks)
         try:
             self._database.start(self.wakeups.wake, self.metrics.happened)
@@ -130,6 +129,13 @@ class Engine:
             self.closing,
         )
         self.pruner.start()
+
+    def _folders(self, settings: Settings) -> dict[str, Path]:
+        """Return the folders whose disks may get full, by what is in them."""
+        folders = {"payloads": settings.payload_folder, "datasets": settings.dataset_folder}
+        if self.database_kind == "sqlite":
+            folders["database"] = Path(self._database.engine.url.database or "").parent
+        return folders
 
     @property
     def database_kind(self) -> str:
@@ -299,6 +305,7 @@ class Engine:
         self.end_waiting()
         self._rescuer.join()
         self.pruner.join()
+        self.thumbnails.close()
         self._database.close()
 
     def _all_of(self, some: Callable[[Transaction, int], int]) -> int:
