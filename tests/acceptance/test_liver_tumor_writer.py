@@ -326,6 +326,9 @@ def test_patient_and_study_are_the_sources_own_in_its_character_set(tmp_path: Pa
             ReferringPhysicianName=text,
             PatientBirthDate="19700230",  # no such day: it is the source's all the same
             PatientSex="",
+            LossyImageCompression="01",
+            LossyImageCompressionRatio=8,
+            LossyImageCompressionMethod="ISO_15444_1",
         )
         for name, (charset, text, _) in NAMES.items()
     }
@@ -339,6 +342,7 @@ def test_patient_and_study_are_the_sources_own_in_its_character_set(tmp_path: Pa
     )
 
     assert codes == [0] * len(made), said
+    assert said == ""  # no warning that quotes a value
     for name, (charset, text, some_bytes) in NAMES.items():
         folder = made[name].folder
         source = dcmread(folder / "dicom" / "1.dcm")
@@ -352,6 +356,9 @@ def test_patient_and_study_are_the_sources_own_in_its_character_set(tmp_path: Pa
             for keyword in INHERITED:
                 assert result[keyword].value == source[keyword].value, keyword
             assert result.SeriesInstanceUID != source.SeriesInstanceUID
+            if "PixelData" in result:
+                assert result.LossyImageCompression == "01"
+                assert result.LossyImageCompressionRatio == 8
         segmentation = dcmread(folder / "results" / "segmentation.dcm")
         assert segmentation.FrameOfReferenceUID == source.FrameOfReferenceUID
         assert np.array_equal(voxels(segmentation, made[name].slices), made[name].label), name

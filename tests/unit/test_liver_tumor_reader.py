@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from liver_tumor import metaimage, series
 from liver_tumor.dicom_reader import convert
-from liver_tumor.step import Refused, named_inputs, only_input, only_output
+from liver_tumor.step import Refused, named_inputs, only_input, only_output, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,7 +145,7 @@ def same(**changes: Any) -> Callable[[Path, CtWriter], None]:
         (change(2, PixelSpacing=[1, 2]), r"PixelSpacing is 1\\1 in 1.dcm and 1\\2 in 2.dcm"),
         (change(2, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "is a localizer among the slices"),
         (change(2, FrameOfReferenceUID="1.2.3"), "FrameOfReferenceUID is"),
-        (change(2, ImagePositionPatient=None), "2.dcm has no ImagePositionPatient of 3 values"),
+        (change(2, ImagePositionPatient=None), "2.dcm has no ImagePositionPatient of 3 numbers"),
         (change(2, NumberOfFrames=2), "2.dcm has several frames"),
         (change(2, SamplesPerPixel=3), "2.dcm is in colour"),
         (same(ImageOrientationPatient=[1, 0, 0, 0.5, 0.8, 0]), "not unit vectors at right angles"),
@@ -239,6 +239,43 @@ def test_folders_come_from_the_platform(tmp_path: Path, monkeypatch: pytest.Monk
         only_input(None)
     monkeypatch.delenv("NVIDIA_CLARA_INPUTPATHS")
     assert str(only_input(None)) == "/input"
+
+
+@pytest.mark.parametrize("size", [140, 300, 600, 900, 1100])
+def test_a_file_that_is_cut_off_is_refused(
+    tmp_path: Path, write_ct: CtWriter, output: Path, size: int
+) -> None:
+    write_series(tmp_path / "dicom", write_ct, 5)
+    path = tmp_path / "dicom" / "3.dcm"
+    path.write_bytes(path.read_bytes()[:size])
+
+    with pytest.raises(Refused):
+        convert(tmp_path / "dicom", output, "CT", None)
+
+    assert not list(output.iterdir())
+
+
+def test_a_fault_does_not_quote_values(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise ValueError("Phantom^One is no date")
+
+    assert run("dicom-reader", work) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith("dicom-reader: this is a fault of the program: ValueError at ")
+    assert "Phantom" not in said
+
+
+def test_a_file_that_can_not_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.dcm").symlink_to(tmp_path / "gone")
+
+    def work() -> None:
+        series.find(tmp_path)
+
+    assert run("dicom-reader", work) == 1
+    assert f"{tmp_path}/1.dcm: No such file" in capsys.readouterr().err
 
 
 def test_one_volume_and_one_label_map_are_found_by_their_names(tmp_path: Path) -> None:

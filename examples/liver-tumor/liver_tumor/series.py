@@ -97,6 +97,8 @@ def find(folder: Path) -> dict[str, Series]:
         except InvalidDicomError:
             others += 1
             continue
+        except EOFError as error:
+            raise Refused(f"{path} is cut off") from error
         if "Rows" not in header or "SeriesInstanceUID" not in header:
             others += 1
             continue
@@ -190,9 +192,12 @@ def _check_single(series: Series, each: Slice) -> None:
         "ImageOrientationPatient": 6,
         "PixelSpacing": 2,
     }.items():
-        value = header.get(keyword)
-        if value is None or len(value) != count:
-            raise Refused(f"{series}: {each.path.name} has no {keyword} of {count} values")
+        try:
+            numbers = np.array(header[keyword].value, dtype=float)
+        except (KeyError, TypeError, ValueError):
+            numbers = np.empty(0)
+        if numbers.shape != (count,) or not np.isfinite(numbers).all():
+            raise Refused(f"{series}: {each.path.name} has no {keyword} of {count} numbers")
 
 
 def _check_alike(series: Series) -> None:

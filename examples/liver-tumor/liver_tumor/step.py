@@ -6,6 +6,8 @@ from ``/input`` and writes to ``/output``, where a pipeline definition mounts th
 
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +26,12 @@ def say(line: str) -> None:
 
 
 def run(name: str, work: Callable[[], None]) -> int:
-    """Do a step's work, and return its exit code: 0 when done, 2 when refused, 1 where a file can't be read or written."""
+    """Do a step's work, and return its exit code.
+
+    0: done. 1: a file can't be read or written, or a fault of the program. 2: refused. A fault's own words are not
+    printed, nor are warnings: they may quote what is the patient's.
+    """
+    warnings.simplefilter("ignore")
     try:
         work()
     except Refused as refusal:
@@ -33,6 +40,14 @@ def run(name: str, work: Callable[[], None]) -> int:
     except OSError as error:
         print(
             f"{name}: {error.filename or 'a file'}: {error.strerror or error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
+    except Exception as fault:  # noqa: BLE001  (outermost: a traceback would print the fault's words)
+        place = traceback.extract_tb(fault.__traceback__)[-1]
+        print(
+            f"{name}: this is a fault of the program: {type(fault).__name__} at {place.filename}:{place.lineno}",
             file=sys.stderr,
             flush=True,
         )

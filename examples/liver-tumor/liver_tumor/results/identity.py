@@ -13,7 +13,6 @@ from highdicom import SOPClass
 from pydicom.uid import UID
 
 from liver_tumor.results.source import Source, inherit
-from liver_tumor.step import Refused
 
 UNSET = "2.25.0"
 """Stands for UIDs that derive from the rest of the object, until they do."""
@@ -50,18 +49,10 @@ def settle(instance: SOPClass, origin: Origin, kind: str, series: str | None = N
 
     Returns:
         What the UIDs were derived from: the digest of all that is in the object.
-
-    Raises:
-        Refused: A text can't be written in the source's character set.
     """
     inherit(instance, origin.source)
     encoded = io.BytesIO()
-    try:
-        instance.save_as(encoded)
-    except UnicodeEncodeError as error:
-        raise Refused(
-            f"the {kind} can't be written in the source's character set: {error.reason}"
-        ) from error
+    instance.save_as(encoded)
     digest = hashlib.sha256(encoded.getvalue()).hexdigest()
     instance.SeriesInstanceUID = origin.uid(f"{kind} series", series or digest)
     instance.SOPInstanceUID = origin.uid(kind, digest)

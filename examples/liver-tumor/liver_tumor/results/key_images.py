@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from liver_tumor.description import Description
 from liver_tumor.results.identity import UNSET, Origin, settle
 from liver_tumor.results.segments import Labels, equipment
+from liver_tumor.results.source import LOSSY
 
 Pixels = npt.NDArray[np.uint8]
 SIDE = 512
@@ -39,9 +40,6 @@ def key_images(
         described: What they mean.
         origin: The source and the job.
         content: Digest of the segmentation: the series is that of its key images.
-
-    Raises:
-        Refused: A text can't be written in the source's character set.
     """
     numbers = range(1, len(described.segments) + 1)
     areas = {number: (labels == number).sum(axis=(1, 2)) for number in numbers}
@@ -118,6 +116,9 @@ def _capture(
     else:
         image.Laterality = ""  # not known (PS3.3 C.7.3.1: Type 2C where no body part is told)
     image.DerivationDescription = described.notice
+    for keyword in LOSSY:
+        if keyword in reference:
+            image[keyword] = reference[keyword]
     item = Dataset()
     item.ReferencedSOPClassUID = reference.SOPClassUID
     item.ReferencedSOPInstanceUID = reference.SOPInstanceUID

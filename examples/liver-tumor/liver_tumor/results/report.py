@@ -36,9 +36,6 @@ def report(
         described: What they mean.
         origin: The source and the job.
         segmentation: The SEG, settled.
-
-    Raises:
-        Refused: A text can't be written in the source's character set.
     """
     millilitres = float(np.prod(origin.source.grid.spacing)) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(described.segments) + 1)

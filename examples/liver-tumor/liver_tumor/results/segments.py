@@ -31,9 +31,6 @@ def segmentation(labels: Labels, described: Description, origin: Origin) -> tupl
 
     Returns:
         The SEG, and the digest of its content.
-
-    Raises:
-        Refused: A text can't be written in the source's character set.
     """
     made = Segmentation(
         source_images=origin.source.images(),

@@ -11,6 +11,9 @@ from pydicom.valuerep import DA, TM
 from liver_tumor.series import Grid, Series, Slice, arrange
 from liver_tumor.step import Refused
 
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+"""What is made of a lossy image says so (PS3.3 C.7.6.1.1.5)."""
+
 _KEPT = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -27,6 +30,7 @@ _KEPT = (
     "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
+    *LOSSY,
 )
 _EMPTY = (
     "PatientID",
