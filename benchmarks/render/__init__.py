@@ -1,0 +1,1 @@
+"""How fast volumes can be looked at."""
