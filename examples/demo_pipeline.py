@@ -129,7 +129,9 @@ def take_picture(url: str, picture: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=arguments)
             page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(url, timeout=BROWSER_LIMIT)
+            answer = page.goto(url, timeout=BROWSER_LIMIT)
+            if answer is None or not answer.ok:
+                raise DemoFailed(f"the service has no viewer at {url}")
             page.wait_for_selector("html[data-viewer='ready']", timeout=BROWSER_LIMIT)
             page.screenshot(path=picture)
             browser.close()
@@ -145,8 +147,8 @@ def deliver(
     data: Path,
     receivers: dict[str, Receiver],
     deadline: Deadline,
-) -> Task:
-    """Run a definition, and wait until its results are where they are to go; return the Render Server's task.
+) -> Dataset:
+    """Run a definition, and wait until its results are where they are to go; return what the viewer has of them.
 
     Raises:
         DemoFailed: They did not all arrive.
@@ -154,7 +156,7 @@ def deliver(
     job = f"demo-{definition.removesuffix('.yaml')}"
     wanted = run_pipeline(product, DEFINITIONS / definition, job, ct, data)
     watch(product, job, receivers, wanted, deadline)
-    return rendered(product, job, deadline)
+    return dataset_of(product, rendered(product, job, deadline))
 
 
 def demo(deadline: Deadline, running: ExitStack) -> None:
@@ -182,8 +184,7 @@ def demo(deadline: Deadline, running: ExitStack) -> None:
     with product.up.last_words():
         deadline.wait_for(lambda: agents_of(product) >= AGENTS, "both agents ask for tasks")
         deliver(product, "pipeline.yaml", ct, folder / "data", receivers, deadline)
-        task = deliver(product, "pipeline-volume.yaml", ct, folder / "data", receivers, deadline)
-        dataset = dataset_of(product, task)
+        dataset = deliver(product, "pipeline-volume.yaml", ct, folder / "data", receivers, deadline)
         take_picture(f"{product.url}/viewer/{dataset.dataset_id}", PICTURE)
     seconds = time.monotonic() - began
     show(

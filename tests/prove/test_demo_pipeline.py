@@ -50,7 +50,9 @@ def test_results_arrive_and_the_viewer_shows_them(
         arrived = rf"^  {name} +Succeeded +4 of 4 delivered, receiver holds 4$"
         assert len(re.findall(arrived, said, re.MULTILINE)) == 2, said
     assert len(re.findall(r"^  Render Server +Succeeded", said, re.MULTILINE)) == 2, said
-    assert re.search(r"Lungs 4\d{3}\.\d ml, Lesion 3\d\.\d ml", said), said
+    shown = re.findall(r"Lungs 4\d{3}\.\d ml, Lesion 3\d\.\d ml", said)
+    assert len(shown) == 2, said
+    assert len(set(shown)) == 1, said  # by the SEG as by the label map
     ended = re.search(r"Every receiver holds all results .* \((\d+\.\d) s\)", said)
     assert ended, said
     assert float(ended[1]) < LIMIT
