@@ -203,6 +203,8 @@ def test_the_report_has_the_volumes_of_the_segments(chain: Chain) -> None:
 
     items = contents(dcmread(chain.results / "report.dcm"))
 
+    texts = [each.TextValue for each in items if each.ValueType == "TEXT"]
+    assert texts.count(DESCRIPTION.notice) == 2
     measured = [each.MeasuredValueSequence[0] for each in items if each.ValueType == "NUM"]
     assert [float(each.NumericValue) for each in measured] == pytest.approx(millilitres, abs=0.001)
     assert {each.MeasurementUnitsCodeSequence[0].CodeValue for each in measured} == {"mL"}

@@ -88,7 +88,14 @@ def _group(
         referenced_segment=ReferencedSegment.from_segmentation(segmentation, number),
         finding_type=CodedConcept.from_code(code(segment.type)),
         finding_category=CodedConcept.from_code(code(segment.category)),
-        algorithm_id=AlgorithmIdentification(name=algorithm.name, version=algorithm.version),
+        algorithm_id=AlgorithmIdentification(
+            name=algorithm.name,
+            version=algorithm.version,
+            parameters=[
+                described.notice,
+                *(f"{name}: {value}" for name, value in algorithm.parameters.items()),
+            ],
+        ),
         measurements=[
             Measurement(name=codes.SCT.Volume, value=round(millilitres, 3), unit=MILLILITRE)
         ],
