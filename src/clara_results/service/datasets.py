@@ -163,7 +163,7 @@ class Datasets:
         if missing:
             raise MissingFiles(
                 f"{len(missing)} of {len(listed)} files of the dataset are not there as they are listed: upload them "
-                f"first (the first: {missing[0]})"
+                "first"
             )
 
     # People

@@ -125,7 +125,7 @@ def read_grid(path: Path) -> Grid:
         reader.ReadImageInformation()
     except RuntimeError as error:
         code = "direction-invalid" if "orthonormal" in str(error) else "header-invalid"
-        raise Unshowable(f"ITK can't read its header: {_reason(error)}", code=code) from error
+        raise Unshowable("SimpleITK can't read its header", code=code) from error
     if reader.GetNumberOfComponents() != 1:
         raise Unshowable("its voxels are not single numbers", code="not-scalar")
     count = reader.GetDimension()
@@ -151,7 +151,7 @@ def read_volume(path: Path, grid: Grid) -> SimpleITK.Image:
     try:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
-        raise Unshowable(f"ITK can't read it: {_reason(error)}", code="damaged") from error
+        raise Unshowable("SimpleITK can't read it", code="damaged") from error
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
     if image.GetDimension() == 2:
@@ -160,12 +160,6 @@ def read_volume(path: Path, grid: Grid) -> SimpleITK.Image:
     image.SetOrigin(grid.origin)
     image.SetDirection(grid.direction)
     return image
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return the last line of ITK's words, without its places in memory and on the disk."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rpartition("): ")[2].strip()[:200] if lines else "it does not say why"
 
 
 def _check_voxels(dims: tuple[int, ...]) -> None:
