@@ -121,6 +121,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/tasks/{task_id}"): READ,
     ("GET", "/jobs/{job_id:path}"): READ,
     ("GET", "/thumbnails/{payload_id}/{uri:path}"): READ,
+    ("GET", "/viewer/{dataset_id}"): READ,
 }
 """Every route, and who may call it. A route that is not here can't be made."""
 
