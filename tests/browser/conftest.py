@@ -18,6 +18,7 @@ Playwright's loop runs in the test's thread from a module's first test to its la
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -25,16 +26,30 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
-from tests.conftest import Service
+from clara_results.domain.clock import SystemClock
+from clara_results.domain.scopes import parse_scopes
+from clara_results.domain.tasks import Outcome
+from clara_results.errors import Refused
+from clara_results.service import access
+from clara_results.wire.tasks import (
+    FailureReport,
+    FileOutcome,
+    Registration,
+    ResultFile,
+    SuccessReport,
+    Task,
+)
+from tests.conftest import Service, eventually
 
 LIMIT = 30_000.0
 """Milliseconds that anything in the browser may take on a busy machine."""
 WIDE, NARROW = (1280, 800), (390, 844)
 """Width and height of a page in CSS pixels."""
 READY = "html[data-ready='true']"
+expect.set_options(timeout=LIMIT)
 _ARGUMENTS = [
     "--no-sandbox",  # tests may run as root
     "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
@@ -177,3 +192,67 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running.start()
     yield running
     running.kill()
+
+
+def fits(page: Page) -> bool:
+    """Tell whether nothing of a page lies beyond its right edge."""
+    return bool(
+        page.evaluate(
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
+    )
+
+
+def agent_of(job: str) -> str:
+    """Return the name of a job's own agent."""
+    return "agent-" + re.sub("[^a-z0-9-]", "", job.lower())
+
+
+def register(service: Service, job: str, *destinations: str, files: int = 2) -> list[Task]:
+    """Register results of a job, one task for each destination, for an agent of the job's own."""
+    body = Registration(
+        agent=agent_of(job),
+        job_id=job,
+        pipeline_id="liver-tumor",
+        payload_id=re.sub(r"[^\w-]", "-", job, flags=re.ASCII),
+        operator="dicom-writer",
+        data=list(destinations or ["PACS"]),
+        files=[ResultFile(uri=f"dicom/{number}.dcm", size=1000) for number in range(files)],
+    )
+    return service.client.register(body).tasks
+
+
+def deliver(service: Service, job: str) -> Task:
+    """Have a job's agent deliver one of its tasks."""
+    (task,) = service.client.claim(agent_of(job), size=1)
+    return service.client.succeed(task.task_id, SuccessReport(lease_token=task.lease_token))
+
+
+def refuse(service: Service, job: str) -> Task:
+    """Have a receiver refuse the files of one of a job's tasks for good."""
+    (task,) = service.client.claim(agent_of(job), size=1)
+    outcomes = [
+        FileOutcome(uri=uri, outcome=Outcome.REJECTED, code="A900") for uri in task.uris or ()
+    ]
+    report = FailureReport(retry_later=False, lease_token=task.lease_token, files=outcomes)
+    return service.client.fail(task.task_id, report)
+
+
+def make_token(service: Service, *scopes: str) -> str:
+    """Make a token and wait until the service knows it; from then on callers need one."""
+    url = f"sqlite:///{service.data / 'clara-results.db'}"
+    allowed, now = parse_scopes(scopes), SystemClock().now()
+    with access.opened(url) as database:
+        made = database.write(
+            lambda transaction: access.create(transaction, "-".join(scopes), allowed, None, now)
+        ).result(30)
+
+    def needed() -> bool:
+        try:
+            service.client.tasks(limit=1)
+        except Refused:
+            return True
+        return False
+
+    eventually(needed, "the service knows the token", 30)
+    return made.token

@@ -75,17 +75,16 @@ def test_a_png_has_a_picture_in_colour(local: "LocalService") -> None:
     assert tuple(picture[30, 60]) == (200, 20, 20)
 
 
-def test_what_has_no_picture_is_not_found(local: "LocalService", write_ct: "CtWriter") -> None:
+def test_what_has_no_picture_shows_as_an_icon(local: "LocalService", write_ct: "CtWriter") -> None:
+    folder = local.payloads / "pay"
     local.put_file("a.txt", b"no picture")
-    thumbnail(local, "a.txt").problem(404, "no-picture")
-    path = local.payloads / "pay" / "report.dcm"
-    write_ct(path, PixelData=None, Rows=None, Columns=None)
-    thumbnail(local, "report.dcm").problem(404, "no-picture")
-    damaged = local.payloads / "pay" / "damaged.dcm"
-    write_ct(damaged, size=SIZE)
-    damaged.write_bytes(damaged.read_bytes()[:2000])
-    thumbnail(local, "damaged.dcm").problem(404, "no-picture")
-    thumbnail(local, "nothing.dcm").problem(404, "file-not-found")
+    write_ct(folder / "report.dcm", PixelData=None, Rows=None, Columns=None)
+    write_ct(folder / "damaged.dcm", size=SIZE)
+    damaged = (folder / "damaged.dcm").read_bytes()
+    (folder / "damaged.dcm").write_bytes(damaged[:2000])
+    for uri in ("a.txt", "report.dcm", "damaged.dcm", "nothing.dcm"):
+        answer = thumbnail(local, uri)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/svg+xml"), uri
     thumbnail(local, "..%2F..%2Fetc%2Fpasswd").problem(422, "unsafe-uri")
 
 

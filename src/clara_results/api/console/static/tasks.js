@@ -13,6 +13,8 @@ async function call(path, body) {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: "application/json" },
     body: JSON.stringify(body ?? {}),
+  }).catch(() => {
+    throw new Error("The service can't be reached. Nothing may have been done; look again in a moment.");
   });
   if (answer.status === 401) location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   const said = await answer.json();
@@ -234,12 +236,6 @@ setInterval(() => {
 }, 1000);
 
 document.addEventListener("htmx:afterSettle", showSelection);
-
-// A file without a picture shows what it is instead
-
-document.addEventListener("error", ({ target }) => {
-  if (target.matches?.(".thumb img")) target.replaceWith(target.nextElementSibling.content.cloneNode(true));
-}, true);
 
 // The raw record, fetched when it is looked at
 
