@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
 pytest.importorskip("isal", reason="clara-results[render] is not installed")
+
+from pydicom import dcmread
 
 from clara_results.agents.render.converter import Converter
 from clara_results.agents.render.exporter import PATIENCE, RenderExporter
@@ -21,8 +23,13 @@ from clara_results.errors import (
     Stopping,
 )
 from clara_results.wire.datasets import Dataset, DatasetFile, Publication
+from clara_results.wire.payloads import Payload, PayloadFile
 from tests.support.delivery import FolderDelivery
+from tests.support.slices import COLUMNS, ROWS, SLICES, mask, segmentation, write_series
 from tests.support.volumes import labels, mhd, volume, write
+
+if TYPE_CHECKING:
+    from tests.conftest import CtWriter
 
 TASK = "0193b0f0-c92e-7eab-aabc-d5e1855295d6"
 
@@ -49,6 +56,7 @@ class Keeper:
         self._lock = threading.Lock()
         self.files: dict[str, bytes] = {}
         self.published: dict[str, Publication] = {}
+        self.listed: list[PayloadFile] = []
 
     def put_dataset_file(
         self, task_id: str, dataset_id: str, lease_token: str, file: DatasetFile, content: BinaryIO
@@ -64,6 +72,10 @@ class Keeper:
         assert dataset_id == domain.dataset_id(task_id, body.density)
         self.published[body.name] = body
         return None  # type: ignore[return-value]  # nobody looks at it
+
+    def payload(self, payload_id: str) -> Payload:
+        self._fault("payload")
+        return Payload(payload_id=payload_id, files=self.listed)
 
 
 @pytest.fixture
@@ -236,3 +248,24 @@ def test_one_bad_dataset_does_not_keep_back_the_others(folder: Path) -> None:
     deliver(made, keeper)
     assert made.uris(Outcome.DELIVERED) == ALL
     assert made.codes(Outcome.REJECTED) == {"bad/a.mhd": "size-differs", "bad/a.raw": "dataset-incomplete"}  # fmt: skip
+
+
+def test_a_segmentation_is_shown_over_its_series_in_the_payload(
+    tmp_path: Path, write_ct: "CtWriter"
+) -> None:
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    names = write_series(payload, write_ct)
+    segmentation(payload, dcmread(payload / names[0]), [(1, 4)], [mask((0, 0))])
+    (payload / "notes.txt").write_text("none of it")
+    made, keeper = delivery(payload), Keeper()
+    files = made.task.files or []
+    keeper.listed = [PayloadFile(uri=one.uri, size=one.size or 0, modified=made.task.created_at) for one in files]  # fmt: skip
+    object.__setattr__(made.task, "files", [one for one in files if one.uri == "seg.dcm"])
+    deliver(made, keeper)
+    assert made.uris(Outcome.DELIVERED) == ["seg.dcm"]
+    (body,) = keeper.published.values()
+    assert (body.density, body.files, body.modality) == ("seg.dcm", ["seg.dcm"], "CT")
+    assert [one.uri.split("/")[-1] for one in body.originals] == ["seg.dcm"]
+    assert body.volume.dims == [COLUMNS, ROWS, SLICES]
+    assert [one.name for one in body.labels[0].values] == ["Organ 1"]

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,20 +39,26 @@ class Converter:
         self._child: ChildProcess | None = None
 
     def plan(
-        self, scratch: Path, uris: list[str], size: int, checkpoint: Callable[[], None]
+        self,
+        scratch: Path,
+        uris: Sequence[str],
+        around: Sequence[str],
+        size: int,
+        checkpoint: Callable[[], None],
     ) -> Plan:
         """Find out what is to be made of a task's files.
 
         Args:
             scratch: Folder with FILES, in which they are.
             uris: Theirs.
-            size: Their bytes.
+            around: URIs of further DICOM files of the payload, which are there as well.
+            size: Bytes of all.
             checkpoint: Called now and then; what it raises ends the work.
 
         Raises:
             Unshowable: The child process did not come to an end with them (``converter-failed``).
         """
-        request = {"scratch": str(scratch), "uris": uris}
+        request = {"scratch": str(scratch), "uris": list(uris), "around": list(around)}
         return from_json(Plan, self._ask(request, size, checkpoint))
 
     def convert(

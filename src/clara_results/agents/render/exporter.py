@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol, TypeVar
 from clara_results.agents.exporter import Delivery, FileRejected
 from clara_results.agents.render.converter import FAILED, FILES, MADE, Converter
 from clara_results.agents.render.faults import Unshowable, incomplete
-from clara_results.agents.render.source import Converted, Group, Verdict
+from clara_results.agents.render.source import Converted, Group, Kind, Plan, Verdict
 from clara_results.domain import datasets as domain
 from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import Outcome
@@ -25,6 +25,7 @@ from clara_results.errors import (
     ServiceUnavailable,
 )
 from clara_results.wire.datasets import Dataset, DatasetFile, Publication
+from clara_results.wire.payloads import Payload, PayloadFile
 from clara_results.wire.tasks import FileOutcome, ResultFile, Task
 
 T = TypeVar("T")
@@ -51,6 +52,10 @@ class Publisher(Protocol):
 
     def publish(self, task_id: str, dataset_id: str, body: Publication) -> Dataset:
         """Publish a dataset whose files are all uploaded."""
+        ...
+
+    def payload(self, payload_id: str) -> Payload:
+        """List a payload's files."""
         ...
 
 
@@ -134,16 +139,18 @@ class _Publishing:
         self._clock = clock
         self._scratch = scratch
         self._files: dict[str, _Staged] = {}
+        self._own: list[str] = []
         self._end = threading.Event()
 
     def run(self) -> None:
         if not self._stage(self._delivery.task.files or []):
             return
-        uris = list(self._files)
+        uris = self._own = list(self._files)
         try:
-            plan = self._converter.plan(
-                self._scratch, uris, self._size(uris), self._delivery.checkpoint
-            )
+            plan = self._plan([])
+            if any(group.density.kind is Kind.SEGMENTATION for group in plan.groups):
+                around = self._stage_around()
+                plan = self._plan(around) if around else plan
         except Unshowable as fault:
             self._refuse(uris, fault)
             return
@@ -151,6 +158,35 @@ class _Publishing:
             self._tell(verdict)
         for group in plan.groups:
             self._publish(group)
+
+    def _plan(self, around: Sequence[str]) -> Plan:
+        size = self._size(self._files)
+        return self._converter.plan(
+            self._scratch, self._own, around, size, self._delivery.checkpoint
+        )
+
+    def _stage_around(self) -> list[str]:
+        """Copy the payload's other DICOM files: what a segmentation of the task segments may be among them."""
+        payload_id = self._delivery.task.payload_id
+        try:
+            listed = self._insist(lambda: self._publisher.payload(payload_id)).files
+        except (NotFound, Refused):
+            return []  # it is shown by itself
+        others = [file for file in listed if file.uri not in self._files]
+        return [file.uri for file in others if self._copied_dicom(file)]
+
+    def _copied_dicom(self, file: PayloadFile) -> bool:
+        """Copy a file if it is DICOM (PS3.10 7.1); say whether it is."""
+        self._delivery.checkpoint()
+        registered = ResultFile(uri=file.uri, size=file.size)
+        try:
+            with self._delivery.open(registered) as source:
+                found = source.read(132)[128:] == b"DICM"
+            if found:
+                self._copy(registered)
+        except FileRejected:
+            return False  # it has just been changed or removed
+        return found
 
     def _stage(self, files: Iterable[ResultFile]) -> bool:
         """Copy the task's files, so that they stay as they are; say whether there is anything to be done.
@@ -190,11 +226,11 @@ class _Publishing:
         return sum(self._files[uri].size for uri in uris)
 
     def _publish(self, group: Group) -> None:
-        uris = group.uris
+        uris = self._of_task(group)
         try:
-            converted = self._converter.convert(
-                self._scratch, group, self._size(uris), self._delivery.checkpoint
-            )
+            size = self._size(group.uris)
+            checkpoint = self._delivery.checkpoint
+            converted = self._converter.convert(self._scratch, group, size, checkpoint)
             dataset_id = self._upload(group, converted)
         except Unshowable as fault:
             self._refuse(uris, fault)
@@ -207,14 +243,18 @@ class _Publishing:
                 )
                 self._delivery.told(told, self._files[uri].size)
 
+    def _of_task(self, group: Group) -> list[str]:
+        """Return the URIs of a group's files that are the task's."""
+        own = set(self._own)
+        return [uri for uri in group.uris if uri in own]
+
     def _upload(self, group: Group, converted: Converted) -> str:
         """Upload a dataset's files, publish it, and return its id."""
-        task, density = self._delivery.task, group.density.uris[0]
+        task, uris = self._delivery.task, self._of_task(group)
+        density = uris[0]  # of a segmentation over a series that is not the task's itself
         dataset_id = domain.dataset_id(task.task_id, density)
         originals = {
-            file.uri: (file, self._path(uri))
-            for uri in group.uris
-            for file in [self._original(uri)]
+            file.uri: (file, self._path(uri)) for uri in uris for file in [self._original(uri)]
         }
         made = {one.file.uri: (one.file, self._scratch / MADE / one.path) for one in converted.made}
         everything = (made | originals).values()
@@ -229,7 +269,7 @@ class _Publishing:
         body = Publication(
             lease_token=task.lease_token or "",
             density=density,
-            files=group.uris,
+            files=uris,
             originals=[file for file, _ in originals.values()],
             **{
                 field.name: getattr(converted, field.name)

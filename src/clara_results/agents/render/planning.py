@@ -6,7 +6,8 @@ labels for its content, on the grid of something that has not.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -44,19 +45,22 @@ class _Draft:
     others: list[str]
 
 
-def plan(folder: Path, uris: list[str]) -> Plan:
+def plan(folder: Path, uris: Sequence[str], around: Sequence[str] = ()) -> Plan:
     """Find out what is to be made of a task's files.
 
     Args:
         folder: The files, by URI.
         uris: Theirs.
+        around: URIs of further DICOM files of the payload, which are there as well: what a segmentation of the task
+            segments may be among them.
     """
-    return _Planner(folder, uris).plan()
+    return _Planner(folder, uris, around).plan()
 
 
 class _Planner:
-    def __init__(self, folder: Path, uris: list[str]) -> None:
+    def __init__(self, folder: Path, uris: Sequence[str], around: Sequence[str]) -> None:
         self._folder = folder
+        self._around = sorted(around)
         self._uris = sorted(uris)
         self._there = set(uris)
         self._sources: dict[str, Source] = {}
@@ -157,15 +161,36 @@ class _Planner:
         return found
 
     def _segmentations(self) -> None:
-        images = [one for one in self._sources.values() if one.kind in {Kind.SERIES, Kind.FRAMES}]
+        own = [one for one in self._sources.values() if one.kind in {Kind.SERIES, Kind.FRAMES}]
+        images = [*self._series_around(), *own]  # of two alike the task's own
         series = dicom.by_series(images)
         frames = {one.frame_of_reference: one for one in images if one.frame_of_reference}
         for source in list(self._free()):
             if source.kind is not Kind.SEGMENTATION:
                 continue
-            of = series.get(source.series or "") or frames.get(source.frame_of_reference or "")
+            known = source.series is not None
+            of = (
+                series.get(source.series or "")
+                if known
+                else frames.get(source.frame_of_reference or "")
+            )
             # Without its images it is shown by itself, over a volume made of its segments.
-            self._draft_of(of or source).labels.append(source.uris[0])
+            of = of or source
+            self._sources.setdefault(of.uris[0], of)
+            self._draft_of(of).labels.append(source.uris[0])
+
+    def _series_around(self) -> list[Source]:
+        """Return the volumes in DICOM files that are not the task's."""
+        images = []
+        for uri in self._around:
+            with suppress(Unshowable):  # nobody asked for it
+                images.append(dicom.read_image(self._folder / uri, uri))
+        found, _ = dicom.series_of(images)
+        for image in images:
+            if int(image.header.get("NumberOfFrames") or 1) > 1:
+                with suppress(Unshowable):
+                    found.append(dicom.multi_frame_of(image))
+        return found
 
     def _by_name(self) -> None:
         """Pair X.output and X, in one folder or, where that leaves no doubt, in any."""

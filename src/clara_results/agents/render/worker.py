@@ -36,7 +36,7 @@ def _fault(message: str, code: str, uri: str | None) -> bytes:
 def _done(scratch: Path, request: dict[str, Any]) -> bytes:
     folder = scratch / FILES
     if "group" not in request:
-        return to_json(plan(folder, request["uris"]))
+        return to_json(plan(folder, request["uris"], request["around"]))
     out = scratch / MADE
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
