@@ -1,6 +1,6 @@
 """Fetch what the console's pages load and others have made, and lay it into the package: ``make assets``.
 
-``tools/assets/package-lock.json`` says which versions, each with its digest; npm holds what it fetches to it. With
+``tools/npm/package-lock.json`` says which versions, each with its digest; npm holds what it fetches to it. With
 every package come the licence texts of what it bundles, for LICENSE-3rdParty.
 """
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "tools" / "assets"
+SOURCE = ROOT / "tools" / "npm"
 VENDOR = ROOT / "src" / "clara_results" / "api" / "console" / "static" / "vendor"
 FILES = {
     "@niivue/niivue": ["dist/niivue.umd.js"],
