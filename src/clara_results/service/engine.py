@@ -25,6 +25,7 @@ from clara_results.service.custody import Custody
 from clara_results.service.datasets import Datasets
 from clara_results.service.events import Feed
 from clara_results.service.metrics import Metrics, disks, receivers
+from clara_results.service.overview import Overseer
 from clara_results.service.pruner import Pruner
 from clara_results.service.queue import Queue
 from clara_results.service.registration import Registrar
@@ -98,6 +99,7 @@ class Engine:
         self.events = Feed(self.read, self._loop)
         self.disks = partial(disks, self._folders(settings))
         self.enumerator = Enumerator(self.read, self.clock, self.disks)
+        self.overseer = Overseer(self.read, self.clock, self.enumerator.census)
         try:
             self._database.start(self.wakeups.wake, self.metrics.happened)
             migrate(self._database.engine)
