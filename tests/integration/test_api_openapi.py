@@ -55,6 +55,14 @@ PUT /api/destinations/{name}
 DELETE /api/destinations/{name}
 POST /api/destinations/{name}/test
 GET /api/agents
+PUT /api/tasks/{task_id}/datasets/{dataset_id}
+PUT /api/tasks/{task_id}/datasets/{dataset_id}/files/{uri}
+GET /api/datasets
+GET /api/datasets/{dataset_id}
+DELETE /api/datasets/{dataset_id}
+PUT /api/datasets/{dataset_id}/view
+GET /api/datasets/{dataset_id}/files/{uri}
+HEAD /api/datasets/{dataset_id}/files/{uri}
 GET /health/live
 GET /health/ready
 GET /health/status

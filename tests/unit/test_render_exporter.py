@@ -242,6 +242,23 @@ def test_a_disk_without_room_makes_the_task_wait(
         deliver(delivery(folder), Keeper())
 
 
+def test_a_dataset_that_is_refused_does_not_keep_back_the_next(folder: Path) -> None:
+    write(volume((-1, 0, 0, 0, 1, 0, 0, 0, 1)), folder / "zz/other.mha")
+    left = [1]
+
+    def refuse(called: str) -> None:
+        if called == "put" and left:
+            left.clear()
+            raise Refused("it can't be", code="digest-mismatch", status=422)
+
+    made, keeper = delivery(folder), Keeper(refuse)
+    deliver(made, keeper)
+    assert made.codes(Outcome.REJECTED) == dict.fromkeys(ALL, "digest-mismatch")
+    assert made.uris(Outcome.DELIVERED) == ["zz/other.mha"]
+    other = keeper.published["other"]
+    assert {other.volume.uri, other.originals[0].uri} <= set(keeper.files)
+
+
 def test_one_bad_dataset_does_not_keep_back_the_others(folder: Path) -> None:
     mhd(folder / "bad/a.mhd", DimSize="7 6 4")
     made, keeper = delivery(folder), Keeper()

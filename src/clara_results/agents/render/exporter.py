@@ -140,7 +140,6 @@ class _Publishing:
         self._scratch = scratch
         self._files: dict[str, _Staged] = {}
         self._own: list[str] = []
-        self._end = threading.Event()
 
     def run(self) -> None:
         if not self._stage(self._delivery.task.files or []):
@@ -259,12 +258,13 @@ class _Publishing:
         made = {one.file.uri: (one.file, self._scratch / MADE / one.path) for one in converted.made}
         everything = (made | originals).values()
         with ThreadPoolExecutor(UPLOADS) as pool:
-            sent = [pool.submit(self._put, dataset_id, *one) for one in everything]
+            end = threading.Event()
+            sent = [pool.submit(self._put, end, dataset_id, *one) for one in everything]
             try:
                 for each in sent:
                     each.result()
             except BaseException:
-                self._end.set()
+                end.set()
                 raise
         body = Publication(
             lease_token=task.lease_token or "",
@@ -285,7 +285,7 @@ class _Publishing:
         place = domain.file_uri("original", staged.sha256, uri)
         return DatasetFile(uri=place, size=staged.size, sha256=staged.sha256)
 
-    def _put(self, dataset_id: str, file: DatasetFile, path: Path) -> None:
+    def _put(self, end: threading.Event, dataset_id: str, file: DatasetFile, path: Path) -> None:
         task = self._delivery.task
 
         def put() -> None:
@@ -294,15 +294,20 @@ class _Publishing:
                     task.task_id, dataset_id, task.lease_token or "", file, content
                 )
 
-        if not self._end.is_set():
-            self._insist(put)
+        if not end.is_set():
+            self._insist(put, end)
 
-    def _insist(self, call: Callable[[], T]) -> T:
+    def _insist(self, call: Callable[[], T], end: threading.Event | None = None) -> T:
         """Make a call; while the service can't take it, again and again for a time.
+
+        Args:
+            call: The call.
+            end: Set when it is of no more use.
 
         Raises:
             DestinationUnavailable: It could not for all that time.
         """
+        end = end or threading.Event()
         deadline = self._clock.monotonic() + PATIENCE
         pause = PAUSES[0]
         while True:
@@ -310,7 +315,7 @@ class _Publishing:
             try:
                 return call()
             except ServiceUnavailable as error:
-                if self._clock.monotonic() > deadline or self._end.wait(pause):
+                if self._clock.monotonic() > deadline or end.wait(pause):
                     raise DestinationUnavailable(str(error)) from error
             pause = min(pause * 2, PAUSES[1])
 
