@@ -3,13 +3,14 @@
 // Live: one stream of /api/events a page, closed while nobody sees the page, as a browser opens only six connections to
 // a host. Each event is passed on as a `clara:task` event of the document with the event as its detail; and, at most
 // twice a second, `clara:changed` on the body, upon which htmx fetches what shows tasks anew
-// (hx-trigger="clara:changed from:body"). A page without parts that change has <body data-still>.
+// (hx-trigger="clara:changed from:body"); and every ten seconds, since some things change without a task. A page without parts that change has <body data-still>.
 //
 // Ready: html[data-ready="true"] once the stream is open and nothing has data-waits any more.
 "use strict";
 
 const root = document.documentElement;
 const CHANGED_EVERY = 500;
+const LOOK_EVERY = 10000;
 
 // Ready
 
@@ -148,5 +149,6 @@ document.addEventListener("DOMContentLoaded", () => {
     lookReady(true);
   } else {
     open();
+    setInterval(() => document.hidden || noteChange(), LOOK_EVERY);
   }
 });
