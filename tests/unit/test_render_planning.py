@@ -14,12 +14,14 @@ pytest.importorskip("isal", reason="clara-results[render] is not installed")
 import SimpleITK
 
 from clara_results.agents.render.planning import plan
+from clara_results.agents.render.reading import read
 from clara_results.agents.render.source import Plan
 from clara_results.wire.codec import from_json, to_json
 from tests.support.volumes import (
     DIMS,
     FLIPPED,
     IDENTITY,
+    LANDMARK,
     labels,
     mhd,
     volume,
@@ -200,6 +202,20 @@ def test_a_bad_header_is_refused_with_its_voxels(
     assert all(one.rejected and one.message for one in made.verdicts)
     # A file's name may be a patient's.
     assert not any("a.mhd" in one.message or ".raw" in one.message for one in made.verdicts)
+
+
+def test_voxels_may_be_the_last_bytes_of_their_file(folder: Path) -> None:
+    mhd(folder / "a.mhd", HeaderSize="-1")
+    raw = folder / "a.raw"
+    raw.write_bytes(b"something before" + raw.read_bytes())
+    mhd(folder / "b.mhd", HeaderSize="16")
+    raw = folder / "b.raw"
+    raw.write_bytes(b"something before" + raw.read_bytes())
+    made = planned(folder)
+    assert made.verdicts == []
+    for group in made.groups:
+        image = read(folder, group.density)
+        assert image[LANDMARK] == 2000
 
 
 def cut(path: Path) -> None:

@@ -67,7 +67,7 @@ def open_metaimage(folder: Path, uri: str, there: set[str]) -> Source:
         (folder / path_read).write_text(plain, encoding="utf-8")
     else:
         size = path.stat().st_size - max(0, header.data_offset)
-    if size != header.size:
+    if size < header.size or (size > header.size and header.data_offset >= 0):
         raise Unshowable(
             f"its voxels have {'at least ' if header.compressed else ''}{size} bytes; its header says "
             f"{_product(header.dims, header.voxel_bytes)}",

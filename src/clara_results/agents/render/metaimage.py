@@ -33,7 +33,7 @@ class MetaHeader:
         dims: Voxels along i, j and k.
         voxel_bytes: Of one.
         data_file: Where the voxels are, relative to the header; LOCAL: behind it.
-        data_offset: Where they begin in that file.
+        data_offset: Where they begin in that file; -1: they are its last bytes.
         compressed: Whether they are a zlib stream (RFC 1950).
         modality: DICOM's word for it, if the header has one.
         lines: The header's, without ElementDataFile's.
