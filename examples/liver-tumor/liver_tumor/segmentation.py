@@ -22,8 +22,8 @@ from liver_tumor.step import Refused, only_input, only_output, run, say
 
 AIR_HU = -320
 """Below it is air or lung."""
-LUNG_ML = 50.0
-"""Smaller pieces of air inside the body are not taken for lung."""
+LUNG_ML = 300.0
+"""Smaller pieces of air inside the body are not taken for lung: bowel, windpipe."""
 CLOSING_MM = 25.0
 """Gaps in the lungs up to twice as wide are looked at for a lesion."""
 LESION_HU = (-200, 300)
