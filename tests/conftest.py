@@ -419,6 +419,17 @@ def service(tmp_path: Path) -> Iterator[ServiceStarter]:
         yield start
 
 
+def start_agent(service: Service, log: Path, kind: str, **settings: Any) -> ServerProcess:
+    """Start an agent for a service, which its caller ends; ``log`` gets what it prints."""
+    made = ServerProcess(
+        [*_PROGRAM, "agent", kind],
+        log,
+        _variables({"service": service.url, "payloads": service.payloads, **settings}),
+    )
+    made.start(lambda: True)
+    return made
+
+
 class AgentStarter(Protocol):
     """Starts an agent for a service, of a kind: ``dicom`` or ``dicomweb``; it claims as soon as it is up."""
 
@@ -434,12 +445,7 @@ def agent(tmp_path: Path) -> Iterator[AgentStarter]:
         def start(service: Service, kind: str = "dicom", **settings: Any) -> ServerProcess:
             nonlocal count
             count += 1
-            made = ServerProcess(
-                [*_PROGRAM, "agent", kind],
-                tmp_path / f"agent-{count}.log",
-                _variables({"service": service.url, "payloads": service.payloads, **settings}),
-            )
-            made.start(lambda: True)
+            made = start_agent(service, tmp_path / f"agent-{count}.log", kind, **settings)
             running.callback(made.kill)
             return made
 

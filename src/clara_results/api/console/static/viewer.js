@@ -252,8 +252,26 @@ function setWindow(low, high) {
   }
   nv.back.cal_min = low;
   nv.back.cal_max = high;
-  nv.updateGLVolume();
+  nv.refreshLayers(nv.back, 0);
+  nv.drawScene();
   showWindow();
+}
+
+// Right drag: the width by going right or left, the level by going up or down; 500 pixels are all of the values.
+function dragWindow(event) {
+  if (event.button !== 2 || root.dataset.viewer !== "ready") return;
+  event.stopPropagation();
+  const [least, greatest] = dataset.volume.valueRange;
+  const step = (greatest - least) / 500 || 1;
+  const { cal_min: low, cal_max: high } = nv.back;
+  const moved = (now) => {
+    const level = (low + high) / 2 + (event.clientY - now.clientY) * step;
+    const width = Math.max(step, high - low + (now.clientX - event.clientX) * step);
+    setWindow(level - width / 2, level + width / 2);
+  };
+  const ended = new AbortController();
+  document.addEventListener("mousemove", moved, { signal: ended.signal });
+  document.addEventListener("mouseup", () => ended.abort(), { signal: ended.signal });
 }
 
 function fillPresets() {
@@ -281,7 +299,6 @@ function drawLabels() {
     image.setColormapLabel(colours(number));
     image.opacity = opacity / 100;
   });
-  nv.opts.atlasOutline = find("#outline").checked ? 1 : 0;
   nv.updateGLVolume();
 }
 
@@ -357,8 +374,7 @@ function currentView() {
     pan: [...pan2Dxyzmm],
     camera: [renderAzimuth, renderElevation, volScaleMultiplier],
     cut: [cutPercent(clipPlaneDepthAziElevs[0][0]), ...clipPlaneDepthAziElevs[0].slice(1)],
-    opacity: Number(find("#opacity").value),
-    outline: find("#outline")?.checked ?? false,
+    opacity: Number(find("#opacity")?.value ?? 50),
     hidden: boxes.filter((box) => !box.checked).map((box) => [Number(box.dataset.label), Number(box.dataset.value)]),
   };
 }
@@ -373,7 +389,6 @@ function defaultView() {
     camera: [160, 15, 1],
     cut: [0, 160, 15],
     opacity: 50,
-    outline: false,
     hidden: [],
   };
 }
@@ -401,10 +416,7 @@ function apply(view) {
     const hidden = view.hidden.some(([label, value]) => label === Number(box.dataset.label) && value === Number(box.dataset.value));
     box.checked = !hidden;
   }
-  if (find("#opacity")) {
-    find("#opacity").value = view.opacity;
-    find("#outline").checked = view.outline;
-  }
+  if (find("#opacity")) find("#opacity").value = view.opacity;
   nv.back.cal_min = view.window[0];
   nv.back.cal_max = view.window[1];
   nv.scene.pan2Dxyzmm = view.pan;
@@ -488,7 +500,6 @@ const KEYS = {
   s: () => setLayout("sagittal"),
   d: () => setLayout("render"),
   l: toggleLabels,
-  o: () => { find("#outline")?.click(); },
   "+": ACTS["zoom-in"],
   "=": ACTS["zoom-in"],
   "-": ACTS["zoom-out"],
@@ -545,8 +556,8 @@ function listen() {
 function listenToControls() {
   const images = find("#images");
   // NiiVue has keys of its own, which the page doesn't offer.
-  for (const kind of ["keydown", "keyup"]) canvas.addEventListener(kind, (event) => event.stopImmediatePropagation());
-  canvas.addEventListener("keydown", pressed);
+  for (const kind of ["keydown", "keyup"]) images.addEventListener(kind, (event) => event.stopPropagation(), true);
+  images.addEventListener("keydown", pressed, true);
   images.addEventListener("dblclick", alone, true);
   images.addEventListener("wheel", (event) => {
     if (!event.ctrlKey) return;
@@ -554,13 +565,8 @@ function listenToControls() {
     event.stopPropagation();
     zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
   }, { capture: true, passive: false });
-  for (const kind of ["mousemove", "mouseup", "wheel", "touchmove"]) {
-    canvas.addEventListener(kind, (event) => {
-      if (kind === "mousemove" && event.buttons === 0) return;
-      showWindow();
-      showCut();
-    });
-  }
+  images.addEventListener("mousedown", dragWindow, true);
+  canvas.addEventListener("wheel", showCut); // over the 3D image it moves the cut
   new ResizeObserver(() => {
     if (root.dataset.viewer === "ready") setLayout(layout);
   }).observe(canvas);
@@ -572,7 +578,7 @@ function listenToControls() {
   find("#level").addEventListener("change", typed);
   find("#width").addEventListener("change", typed);
   find("#cut").addEventListener("input", (event) => setCut(Number(event.target.value)));
-  for (const box of [...boxes, find("#outline")]) box?.addEventListener("change", drawLabels);
+  for (const box of boxes) box.addEventListener("change", drawLabels);
   find("#opacity")?.addEventListener("input", drawLabelsSoon);
   canvas.addEventListener("webglcontextlost", () => showFailure(new Failure("The graphics card was lost", "The browser has taken the images from it, for want of memory or after sleep. Load them again.")));
 }
@@ -607,8 +613,8 @@ async function attach() {
     logLevel: "error",
   });
   nv.setMouseEventConfig({
-    leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.pan, withCtrl: DRAG_MODE.windowing },
-    rightButton: DRAG_MODE.windowing,
+    leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.pan },
+    rightButton: DRAG_MODE.none,
     centerButton: DRAG_MODE.pan,
   });
   nv.onLocationChange = showLocation;
