@@ -179,6 +179,7 @@ def take(browser: Browser, url: str, shot: Shot) -> None:
         page.wait_for_selector(shot.ready, state="attached")
         if shot.act is not None:
             shot.act(page)
+            page.evaluate("scrollTo(0, 0)")
         keep(page.screenshot(), IMAGES / f"{shot.name}-{look.name}.png")
         context.close()
     show(f"  {shot.name}")
