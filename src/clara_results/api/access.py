@@ -117,6 +117,8 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("GET", "/login"): OPEN,
     ("POST", "/login"): OPEN,
     ("POST", "/logout"): OPEN,
+    ("GET", "/"): READ,
+    ("GET", "/agents"): READ,
     ("GET", "/destinations"): READ,
     ("POST", "/destinations"): OPERATE,
     ("GET", "/destinations/new"): OPERATE,

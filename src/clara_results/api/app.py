@@ -14,8 +14,8 @@ from clara_results import __version__
 from clara_results.api import access, problems
 from clara_results.api.access import GuardedRoute
 from clara_results.api.calls import Calls
+from clara_results.api.console import agents, overview, signin, thumbnails, viewer
 from clara_results.api.console import destinations as destination_pages
-from clara_results.api.console import signin, thumbnails, viewer
 from clara_results.api.console import tasks as task_pages
 from clara_results.api.console.pages import STATIC, Assets
 from clara_results.api.routes import (
@@ -33,7 +33,7 @@ from clara_results.wire.destinations import Destination, TestResult
 
 DOCS_ASSETS = "/docs/assets"
 _PARTS = (tasks, commitments, payloads, datasets, destinations, events, metrics, health)
-_PAGES = (signin, destination_pages, task_pages, thumbnails, viewer)
+_PAGES = (signin, overview, destination_pages, agents, task_pages, thumbnails, viewer)
 
 
 class _App(FastAPI):

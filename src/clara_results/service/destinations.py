@@ -245,7 +245,7 @@ def agents(connection: sa.Connection, clock: Clock) -> AgentPage:
     """Return the agent processes seen in the last day, and what each holds."""
     held: dict[tuple[str, str], list[str]] = {}
     for row in task_store.held_by(connection):
-        held.setdefault((row.agent, row.instance), []).append(row.task_id)
+        held.setdefault((row.agent, row.instance or ""), []).append(row.task_id)
     rows = store.agents_since(connection, clock.now() - SHOWN_FOR)
     return AgentPage(
         items=[

@@ -46,6 +46,7 @@ class Course:
         failed: Tasks that Failed.
         median: Seconds from registration to success that half of them took at most; None: there were none.
         slowest: The same for 95 of a hundred.
+        whole: ``median`` and ``slowest`` of the whole time.
     """
 
     since: datetime
@@ -54,6 +55,7 @@ class Course:
     failed: Sequence[int]
     median: Sequence[float | None]
     slowest: Sequence[float | None]
+    whole: tuple[float | None, float | None]
 
 
 class Trend:
@@ -93,6 +95,7 @@ class Trend:
             self._sum(range(step * minutes, (step + 1) * minutes))
             for step in range(last - steps + 1, last + 1)
         ]
+        together = self._sum(range((last - steps + 1) * minutes, (last + 1) * minutes))
         return Course(
             since=_moment((last - steps + 1) * minutes),
             step=timedelta(minutes=minutes),
@@ -100,6 +103,7 @@ class Trend:
             failed=[_number(ended, State.FAILED) for ended in each],
             median=[quantile(ended, 0.5) for ended in each],
             slowest=[quantile(ended, 0.95) for ended in each],
+            whole=(quantile(together, 0.5), quantile(together, 0.95)),
         )
 
     def by_destination(self) -> Mapping[str, tuple[int, int]]:

@@ -204,7 +204,7 @@ class AgentInstance:
 
     Attributes:
         agent: Its name in lower case.
-        instance: What it calls itself: host and process id.
+        instance: What it calls itself: host and process id; empty: it does not say.
         version: Its User-Agent.
         last_seen_at: When it last asked or reported.
         holds: Tasks that it holds now.

@@ -93,8 +93,7 @@ async def pending(
     if peek:
         claimed = await engine.write(lambda tx: engine.queue.peek(tx, name, size))
     else:
-        if instance is not None:
-            await engine.see(name, instance, user_agent)
+        await engine.see(name, instance or "", user_agent)
 
         async def caller_left() -> bool:
             return await request.is_disconnected() or not await may_go_on(request)
