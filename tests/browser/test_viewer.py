@@ -35,7 +35,11 @@ BODY, LESION, VESSEL = 40, 90, 250
 LESION_AT, VESSEL_AT = (44, 30, 18), (16, 20, 25)
 """Voxels in the middle of the two; the lesion is on the patient's left."""
 LESION_COLOR, VESSEL_COLOR = "#e02040", "#2060f0"
-FILES = {"straight": (), "flipped": (), "oblique": (), "no-matrix": ("TransformMatrix",)}
+FILES: dict[str, tuple[str, ...]] = {
+    "flipped": (),
+    "oblique": (),
+    "no-matrix": ("TransformMatrix",),
+}
 DIRECTIONS = {"flipped": volumes.FLIPPED, "oblique": volumes.OBLIQUE}
 
 
@@ -256,13 +260,13 @@ def test_it_opens_at_the_largest_label_and_shows_it_on_its_side(
     image = pixels(viewer)
     for kind in (0, 1, 2):
         box = tile(viewer, kind)["box"]
-        shown = part(image, box)
-        column, _ = middle(is_red(shown))
+        plane = part(image, box)
+        column, _ = middle(is_red(plane))
         across = lesion[0] if kind < 2 else lesion[1]
         # The patient's left, and the back, are right on the screen; the lesion lies left and in the back.
         assert across < 0
         assert column > box[2] / 2
-        body = (abs(shown[..., 0] - shown[..., 2]) < 12) & (shown[..., 0] > 90)
+        body = (abs(plane[..., 0] - plane[..., 2]) < 12) & (plane[..., 0] > 90)
         assert body.mean() > 0.2, "the body is not seen"
     assert viewer.evaluate("[...document.querySelectorAll('.swatch')].map((s) => getComputedStyle(s).backgroundColor)") == [
         "rgb(224, 32, 64)", "rgb(32, 96, 240)",
@@ -374,7 +378,7 @@ def test_3d_is_cut_and_zoomed_and_a_picture_taken(viewer: Page) -> None:
     gray = (alone.min(axis=2) > 60) & (np.ptp(alone, axis=2) < 12)
     assert gray.mean() < 0.01, "the image is cut away, the labels stand alone"
     viewer.keyboard.press("m")
-    viewer.keyboard.press("=")  # the same key as +
+    viewer.keyboard.press("=")
     assert viewer.evaluate("nv.scene.pan2Dxyzmm[3]") == 1.25
     viewer.keyboard.press("0")
     assert viewer.evaluate("[...nv.scene.pan2Dxyzmm]") == [0, 0, 0, 1]
@@ -387,8 +391,9 @@ def test_3d_is_cut_and_zoomed_and_a_picture_taken(viewer: Page) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_landmark_is_seen_where_it_is(
-    page: Page, console: Service, datasets: dict[str, Dataset], name: str
+    new_page: Callable[[int, int], Page], console: Service, datasets: dict[str, Dataset], name: str
 ) -> None:
+    page = new_page(960, 640)
     image = volumes.volume(DIRECTIONS.get(name, volumes.IDENTITY))
     landmark = volumes.ras(image, volumes.LANDMARK)
     start(page, console, datasets[name])

@@ -512,10 +512,11 @@ const KEYS = {
 const STEPS = { arrowleft: [0, 1], arrowright: [0, -1], arrowup: [2, 1], arrowdown: [2, -1], pageup: [1, 1], pagedown: [1, -1] };
 
 function pressed(event) {
-  const elsewhere = event.target.closest?.("input, select, textarea, dialog, .panel .scroll");
-  if (elsewhere || event.ctrlKey || event.altKey || event.metaKey || root.dataset.viewer !== "ready") return;
+  const types = event.target.closest?.("input:not([type=checkbox], [type=range]), select, textarea, dialog");
+  if (types || event.ctrlKey || event.altKey || event.metaKey || root.dataset.viewer !== "ready") return;
   const key = event.key.toLowerCase();
   if (key in STEPS) {
+    if (event.target.closest?.("input, .panel")) return; // they move a slider, or scroll
     const [axis, direction] = STEPS[key];
     step(axis, direction * (event.shiftKey ? 10 : 1));
   } else if (key in KEYS) {
