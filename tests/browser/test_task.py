@@ -65,13 +65,23 @@ def test_what_an_agent_does_shows_while_it_does_it(console: "Service", page: "Pa
     expect(page.locator("#summary .badge")).to_have_text("In progress")
     renewal = Renewal(
         lease_token=claimed.lease_token or "",
-        files=[FileOutcome(uri="dicom/0.dcm", outcome=Outcome.DELIVERED, code="B007")],
+        files=[
+            FileOutcome(
+                uri="dicom/0.dcm", outcome=Outcome.DELIVERED, code="B007", sop_instance_uid="1.2.3"
+            )
+        ],
         progress=Progress(files_delivered=1, bytes_delivered=1_234_000),
     )
     console.client.renew(task.task_id, renewal)
     expect(page.locator("#summary")).to_contain_text("1 files, 1.23 MB in this attempt")
     expect(page.locator(".counts")).to_contain_text("1 delivered")
     expect(files(page).first).to_contain_text("B007 stored, with a warning")
+    files(page).first.get_by_text("Identifiers").click()
+    progress = Progress(files_delivered=2, bytes_delivered=2_468_000)
+    again = Renewal(lease_token=claimed.lease_token or "", progress=progress)
+    console.client.renew(task.task_id, again)
+    expect(page.locator("#summary")).to_contain_text("2.47 MB")
+    expect(files(page).first.get_by_text("1.2.3", exact=True)).to_be_visible()
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.locator("#act").get_by_role("button", name="Cancel the delivery").click()
     expect(page.locator("#summary .badge")).to_have_text("Canceled")

@@ -112,6 +112,8 @@ def test_what_happens_shows_at_once_and_disturbs_nobody(console: "Service", page
     expect(box).to_be_checked()
     expect(box).to_be_focused()
     expect(chosen(page)).to_have_text("1 task selected")
+    rows(page).first.locator("td").nth(4).click()  # where there is no link
+    page.wait_for_url("**/tasks/*-*")
 
 
 def test_a_retry_says_how_many_it_really_concerns(console: "Service", page: "Page") -> None:

@@ -32,6 +32,8 @@ PAGE = 50
 """Tasks, or files, a page."""
 JOB_LIMIT = 100
 """Tasks of a job that its page shows."""
+STEP_LIMIT = 100
+"""Entries of a task's history that its page shows: where a receiver is away for days there are thousands."""
 AGES = {
     "1h": ("last hour", timedelta(hours=1)),
     "24h": ("last 24 hours", timedelta(hours=24)),
@@ -179,7 +181,8 @@ async def task(request: Request, engine: EngineDep, task_id: UUID) -> Response:
         request,
         "task.html",
         **found,
-        steps=_steps(found["task"]),
+        steps=_steps(found["task"])[:STEP_LIMIT],
+        earlier=max(0, len(found["task"].history) - STEP_LIMIT),
         outcome=outcome,
         outcomes=list(Outcome),
         after=after,

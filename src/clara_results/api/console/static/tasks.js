@@ -102,6 +102,14 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// A click anywhere on a row opens its task, unless it is to select text
+
+document.addEventListener("click", (event) => {
+  const row = event.target.closest("#results tbody tr");
+  if (!row || event.target.closest("a, input, button, td.check") || String(getSelection())) return;
+  row.querySelector("a.row").click();
+});
+
 // Arrow keys go from row to row
 
 document.addEventListener("keydown", (event) => {
@@ -236,6 +244,9 @@ setInterval(() => {
 }, 1000);
 
 document.addEventListener("htmx:afterSettle", showSelection);
+
+// What a person has opened stays open when it is fetched anew
+Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
 
 // The raw record, fetched when it is looked at
 
