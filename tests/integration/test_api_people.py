@@ -392,6 +392,33 @@ def test_a_filter_by_time_or_text_cancels_just_what_it_finds(local: "LocalServic
     assert local.client.task(second.task_id).state == State.PENDING
 
 
+@pytest.mark.parametrize("text", ["", "\0", "a\0"])
+def test_a_text_that_finds_nothing_or_all_changes_nothing(local: "LocalService", text: str) -> None:
+    local.register()
+    assert local.call("POST", "/api/tasks/cancel", {"q": text}).status == 422
+    assert len(local.client.tasks(state="Pending").items) == 1
+
+
+def test_it_is_told_beforehand_how_many_tasks_an_act_would_change(local: "LocalService") -> None:
+    local.register(data=["A", "B", "C"])
+    fail(local)
+    succeed(local)
+    (old,) = local.register(key="old", job_id="again")
+    local.claim()
+    local.client.claim("clarascu")
+    asked = {"jobId": "job"}
+    assert local.call("POST", "/api/tasks/concerned", asked).json == {"retry": 1, "cancel": 1}
+    ids = [task.task_id for task in local.client.tasks().items]
+    answer = local.call("POST", "/api/tasks/concerned", {"taskIds": [*ids, NOBODY]})
+    assert answer.json == {"retry": 1, "cancel": 2}
+    local.call("PUT", f"/api/tasks/failure/{old.task_id}", {"RetryLater": False})
+    local.register(
+        "op/new.dcm", key="new", job_id="again"
+    )  # supersedes: the old one can't be retried
+    answer = local.call("POST", "/api/tasks/concerned", {"jobId": "again"})
+    assert answer.json == {"retry": 0, "cancel": 1}
+
+
 def test_more_tasks_than_fit_a_transaction_are_all_changed(local: "LocalService") -> None:
     for _ in range(3):
         local.register(data=[f"D{number}" for number in range(BATCH)])

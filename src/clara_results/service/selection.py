@@ -87,7 +87,7 @@ class Selection:
     async def _each(
         self, which: TaskFilter, act: Callable[[Transaction, Chosen, int, int], Batch]
     ) -> int:
-        if which == TaskFilter():
+        if dataclasses.replace(which, q=which.q or None) == TaskFilter():
             raise InvalidInput(
                 "an empty filter would mean every task: give state, agent, jobId, payloadId, "
                 "destination, since, until, q or taskIds",
@@ -129,8 +129,10 @@ def chosen(which: TaskFilter, *, patients: bool) -> Chosen:
         patients: Whether its text may find tasks by patient data.
 
     Raises:
-        InvalidInput: It names a time without saying where on earth, or out of range.
+        InvalidInput: It names a time without saying where on earth, or out of range; or a text that nothing can hold.
     """
+    if "\0" in (which.q or ""):  # SQLite would read the text up to there only, and find all
+        raise InvalidInput("q: text without NUL", code="invalid-value")
     columns = {
         "state": which.state,
         "agent": which.agent and names.name_key(which.agent),

@@ -277,7 +277,7 @@ def _asked(query: Mapping[str, str], now: datetime) -> Asked:
         selection.chosen(which, patients=False)
     except InvalidInput as error:
         faults.append(str(error))
-        which = replace(which, since=None, until=None)
+        which = replace(which, since=None, until=None, q=None)
     kept = {name: given[name] for name in (*_FIELDS, "within", "since", "until") if name in given}
     return Asked(which, kept, before, after, faults)
 
