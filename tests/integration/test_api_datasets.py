@@ -184,6 +184,7 @@ def test_only_the_holder_of_the_task_uploads_and_publishes(
     assert later.publish().dataset_id == maker.id == later.id
 
 
+@only_sqlite
 def test_another_task_can_not_have_a_dataset_s_id(local: "LocalService", maker: Maker) -> None:
     maker.publish()
     local.register(DENSITY, agent="renderserver", job_id="other")
@@ -197,7 +198,7 @@ def test_another_task_can_not_have_a_dataset_s_id(local: "LocalService", maker: 
 def test_what_was_published_is_replaced_as_a_whole(local: "LocalService", maker: Maker) -> None:
     first = maker.publish(content=b"first")
     local.client.save_view(maker.id, {"opacity": 0.5})
-    local.clock.advance(60)
+    local.clock.advance(10)
     stray = maker.put("volume", "stray.nii.gz", b"of an attempt that died")
     second = maker.publish(content=b"second")
     assert second.created_at == first.created_at
@@ -286,6 +287,7 @@ def test_the_density_is_a_file_of_the_task(local: "LocalService", maker: Maker) 
     assert refused.value.code == "unknown-file"
 
 
+@only_sqlite
 def test_a_view_is_saved(local: "LocalService", maker: Maker) -> None:
     maker.publish()
     url = f"/api/datasets/{maker.id}/view"
@@ -300,6 +302,7 @@ def test_a_view_is_saved(local: "LocalService", maker: Maker) -> None:
     local.call("PUT", "/api/datasets/none/view", {}).problem(404, "dataset-not-found")
 
 
+@only_sqlite
 def test_a_dataset_is_removed(local: "LocalService", maker: Maker) -> None:
     maker.publish()
     local.client.remove_dataset(maker.id)

@@ -6,6 +6,7 @@ lie on top of each other, at the distance of the first two.
 
 import itertools
 import math
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import pydicom
 import SimpleITK
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
 from clara_results.agents.render.faults import Unshowable
@@ -36,6 +37,11 @@ _TAGS = [
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "ImageOrientationPatient",
     "ImagePositionPatient", "PixelSpacing", "SliceThickness", "Units",
 ]  # fmt: skip
+UNREADABLE = (
+    InvalidDicomError, BytesLengthException, AttributeError, ArithmeticError, EOFError, LookupError, NotImplementedError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
+"""What pydicom raises over what it can't read."""
 _TELLS_APART = ("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "ImageType")
 """What images at the same place may differ in."""
 
@@ -93,8 +99,10 @@ def read_image(path: Path, uri: str) -> Image:
             position = file.tell()
             if int(header.get("NumberOfFrames") or 1) > 1 or header.get("SOPClassUID") in SEGMENTATIONS:  # fmt: skip
                 header = pydicom.dcmread(path, stop_before_pixels=True)
+        for element in header:  # each is understood only now
+            _ = element.value
         _check_end(header, path.stat().st_size - position)
-    except (InvalidDicomError, AttributeError, ValueError, KeyError, TypeError, EOFError) as error:
+    except UNREADABLE as error:
         raise Unshowable("it can't be read as DICOM", code="damaged") from error
     return Image(uri, header)
 
