@@ -28,6 +28,8 @@ rm -f .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 .venv/bin/python -m pip install --quiet --require-hashes --requirement requirements-build.lock
-.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements-dev.lock
+.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements-dev.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+# Compiled once: where Python is told to write no bytecode, each process would do it for itself.
+.venv/bin/python -m compileall -q src
 touch .venv/.ready
