@@ -363,16 +363,19 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main(description: str, demo: Callable[[Deadline, ExitStack], None]) -> int:
+def main(
+    description: str, demo: Callable[[Deadline, ExitStack], None], timeout: float = 120.0
+) -> int:
     """Run a demo, clean up whatever comes, and return the exit code.
 
     Args:
         description: What ``--help`` says of it.
         demo: Runs it.
+        timeout: Seconds that it may take, unless the command line says otherwise.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--timeout", type=float, default=120, help="seconds it may take (%(default)s)"
+        "--timeout", type=float, default=timeout, help="seconds it may take (%(default)s)"
     )
     deadline = Deadline(parser.parse_args().timeout)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

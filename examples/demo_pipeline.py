@@ -194,4 +194,4 @@ def demo(deadline: Deadline, running: ExitStack) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("Run the liver-tumour pipeline, deliver its results, and watch.", demo))
+    sys.exit(main("Run the liver-tumour pipeline, deliver its results, and watch.", demo, 300.0))
