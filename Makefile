@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pipeline test prove bench lint format lock licenses docs assets
+.PHONY: help demo demo-pipeline test prove bench lint format lock licenses docs assets screenshots
 
 BIN := .venv/bin
 LOCKS := requirements-build.lock requirements-dev.lock
@@ -67,6 +67,10 @@ assets: .venv/.ready ## fetch what the console's pages load and others have made
 
 docs: .venv/.ready ## write the reference pages that say what the code says
 	$(BIN)/python tools/reference.py
+
+screenshots: .venv/.ready ## take the pictures of the console and the viewer that the documentation shows
+	@tools/system_tools.sh orthanc dcmtk chromium fonts-dejavu-core
+	@$(BIN)/python -m tools.screenshots --timeout 400 $(ARGS)
 
 .venv/.ready: $(LOCKS) pyproject.toml tools/environment.sh
 	@tools/environment.sh
