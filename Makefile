@@ -35,7 +35,7 @@ prove: .venv/.ready ## run the long proofs
 	@tools/system_tools.sh orthanc orthanc-dicomweb dcmtk postgresql chromium fonts-dejavu-core
 	$(BIN)/pytest -m prove $(ARGS)
 
-bench: .venv-bench/.ready ## measure beside peers: the queue, or WHAT=dicom, dicomweb, pipeline; see benchmarks/README.md
+bench: .venv-bench/.ready ## measure beside peers: the queue, or WHAT=dicom, dicomweb, pipeline, render; see benchmarks/README.md
 	@tools/system_tools.sh postgresql rabbitmq-server orthanc orthanc-dicomweb dcmtk
 	.venv-bench/bin/python -m benchmarks.$(or $(WHAT),queue) $(ARGS)
 
