@@ -37,7 +37,7 @@ function axis(values) {
     grid: { stroke: colour("line"), width: 1 },
     ticks: { show: false },
     values: (_, splits) => splits.map(values),
-    ...(values !== clock && { size: 58 }),
+    size: values === clock ? 28 : 58,
     ...(values === duration && { incrs: STEPS }),
   };
 }
