@@ -228,9 +228,11 @@ def near(one: list[float], other: list[float], limit: float = 0.05) -> bool:
 
 
 @pytest.fixture
-def viewer(page: Page, console: Service, datasets: dict[str, Dataset]) -> Page:
-    """Open the CT."""
-    return start(page, console, datasets["chest"])
+def viewer(
+    new_page: Callable[[int, int], Page], console: Service, datasets: dict[str, Dataset]
+) -> Page:
+    """Open the CT; a small page, as every pixel is drawn in software."""
+    return start(new_page(1024, 640), console, datasets["chest"])
 
 
 def test_it_opens_at_the_largest_label_and_shows_it_on_its_side(
