@@ -265,3 +265,10 @@ def test_a_listing_leaves_out_what_no_uri_can_name(local: "LocalService") -> Non
     answer: Any = local.call("GET", "/api/payloads/pay")
     assert answer.status == 200
     assert [file["uri"] for file in answer.json["files"]] == ["a"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_uri_with_a_line_feed_is_refused_as_unsafe(local: "LocalService", method: str) -> None:
+    raw = b"content" if method == "PUT" else None
+    answer = local.call(method, "/api/payloads/pay/files/a%0Ab", raw=raw)
+    answer.problem(422, "unsafe-uri")

@@ -31,7 +31,9 @@ class Calls:
         self._otherwise = otherwise
         self._routes: dict[str, list[_Entry]] = defaultdict(list)
         for route in routes:
-            entry = (route.path_regex, route, route.get_route_handler())
+            # A path may hold line feeds too: what is wrong with them is the route's to say.
+            pattern = re.compile(route.path_regex.pattern, re.DOTALL)
+            entry = (pattern, route, route.get_route_handler())
             for method in route.methods or ():
                 self._routes[method].append(entry)
 
