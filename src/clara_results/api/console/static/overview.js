@@ -82,7 +82,7 @@ function took(step) {
   return {
     ...options,
     axes: [axis(clock), axis(duration)],
-    series: [TIME, line("Half", "accent"), line("95 of 100", "wait", [5, 4])],
+    series: [TIME, line("Half within", "accent"), line("95 of 100 within", "wait", [5, 4])],
   };
 }
 
