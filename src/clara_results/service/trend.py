@@ -7,7 +7,7 @@ last hour or day costs the database the last minutes alone. (A task that a perso
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -20,19 +20,23 @@ DAY = 24 * 60
 """Minutes that are known."""
 OPEN = 3
 """Minutes that may still change: a transaction notes its time before it is committed, and clocks differ."""
-AT_ONCE = 60
+AT_ONCE = 10
 """Minutes that are read by one statement."""
 BUDGET = 0.3
 """Seconds after which what lies further back is left to the next look."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """Tasks that ended alike: where they were to go (key), their state, and how long they took in microseconds."""
+class Minute:
+    """What ended in a minute.
 
-    destination: str
-    state: str
-    took: int
+    Attributes:
+        ended: Tasks by destination (key) and state.
+        took: Tasks that Succeeded by how long they took, in microseconds.
+    """
+
+    ended: Counter[tuple[str, str]] = field(default_factory=Counter)
+    took: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,13 @@ class Trend:
     """What is known of the last day. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._minutes: dict[int, Counter[Ended]] = {}
+        self._minutes: dict[int, Minute] = {}
+        self._ended: Counter[tuple[str, str]] = Counter()
 
     def look(self, connection: sa.Connection, now: datetime) -> None:
         """Count what is not known yet, the newest first."""
         last = _minute(now)
-        for minute in [minute for minute in self._minutes if minute > last - OPEN]:
-            del self._minutes[minute]
+        self._forget([minute for minute in self._minutes if minute > last - OPEN])
         give_up = time.monotonic() + BUDGET
         until = last + 1
         while until > last - DAY:
@@ -79,63 +83,77 @@ class Trend:
                 if time.monotonic() > give_up:
                     break
             until = since
-        for minute in [minute for minute in self._minutes if minute <= last - DAY]:
-            del self._minutes[minute]
+        self._forget([minute for minute in self._minutes if minute <= last - DAY])
 
     def _count(self, connection: sa.Connection, since: int, until: int) -> None:
-        found: dict[int, Counter[Ended]] = {minute: Counter() for minute in range(since, until)}
+        self._forget([minute for minute in range(since, until) if minute in self._minutes])
+        found = {minute: Minute() for minute in range(since, until)}
         for row in store.ended_by_minute(connection, _moment(since), _moment(until)):
-            found[row.minute][Ended(row.destination, row.state, row.took)] += row.tasks
+            found[row.minute].ended[row.destination, row.state] += row.tasks
+            self._ended[row.destination, row.state] += row.tasks
+            if row.state == State.SUCCEEDED:
+                found[row.minute].took[row.took] += row.tasks
         self._minutes |= found
+
+    def _forget(self, minutes: Iterable[int]) -> None:
+        for minute in minutes:
+            self._ended.subtract(self._minutes.pop(minute).ended)
 
     def course(self, now: datetime, steps: int, minutes: int) -> Course:
         """Return how work went in the last ``steps`` times ``minutes`` minutes, the present one included."""
         last = _minute(now) // minutes
-        each = [
-            self._sum(range(step * minutes, (step + 1) * minutes))
-            for step in range(last - steps + 1, last + 1)
-        ]
-        together = self._sum(range((last - steps + 1) * minutes, (last + 1) * minutes))
+        shown = range(last - steps + 1, last + 1)
+        took = [self._took(step * minutes, minutes) for step in shown]
+        together = _sum(took)
         return Course(
-            since=_moment((last - steps + 1) * minutes),
+            since=_moment(shown[0] * minutes),
             step=timedelta(minutes=minutes),
-            delivered=[_number(ended, State.SUCCEEDED) for ended in each],
-            failed=[_number(ended, State.FAILED) for ended in each],
-            median=[quantile(ended, 0.5) for ended in each],
-            slowest=[quantile(ended, 0.95) for ended in each],
+            delivered=[each.total() for each in took],
+            failed=[self._failed(step * minutes, minutes) for step in shown],
+            median=[quantile(each, 0.5) for each in took],
+            slowest=[quantile(each, 0.95) for each in took],
             whole=(quantile(together, 0.5), quantile(together, 0.95)),
         )
 
     def by_destination(self) -> Mapping[str, tuple[int, int]]:
         """Return how many tasks Succeeded and Failed in the time that is known, by destination's key."""
-        found: dict[str, list[int]] = {}
-        for ended, number in self._sum(self._minutes).items():
-            if ended.state != State.CANCELED:
-                counts = found.setdefault(ended.destination, [0, 0])
-                counts[ended.state == State.FAILED] += number
-        return {key: (succeeded, failed) for key, (succeeded, failed) in found.items()}
+        named = {key for (key, _), number in self._ended.items() if number}
+        return {
+            key: (self._ended[key, State.SUCCEEDED], self._ended[key, State.FAILED])
+            for key in named
+        }
 
-    def _sum(self, minutes: Iterable[int]) -> Counter[Ended]:
-        total: Counter[Ended] = Counter()
-        for minute in minutes:
-            total.update(self._minutes.get(minute, {}))
-        return total
+    def _known(self, since: int, minutes: int) -> list[Minute]:
+        return [self._minutes[m] for m in range(since, since + minutes) if m in self._minutes]
+
+    def _took(self, since: int, minutes: int) -> Counter[int]:
+        return _sum(minute.took for minute in self._known(since, minutes))
+
+    def _failed(self, since: int, minutes: int) -> int:
+        return sum(
+            number
+            for minute in self._known(since, minutes)
+            for (_, state), number in minute.ended.items()
+            if state == State.FAILED
+        )
 
 
-def quantile(ended: Mapping[Ended, int], share: float) -> float | None:
-    """Return the seconds that a share of the tasks that Succeeded took at most; None: there are none."""
-    times = sorted((e.took, number) for e, number in ended.items() if e.state == State.SUCCEEDED)
-    wanted = share * sum(number for _, number in times)
+def quantile(took: Mapping[int, int], share: float) -> float | None:
+    """Return the seconds that a share of tasks took at most, of which these many took these microseconds; None: none."""
+    wanted = share * sum(took.values())
     passed = 0
-    for took, number in times:
+    for duration, number in sorted(took.items()):
         passed += number
         if passed >= wanted:
-            return took / 1_000_000
+            return duration / 1_000_000
     return None
 
 
-def _number(ended: Mapping[Ended, int], state: State) -> int:
-    return sum(number for e, number in ended.items() if e.state == state)
+def _sum(each: Iterable[Counter[int]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for counts in each:
+        total.update(counts)
+    return total
 
 
 def _minute(moment: datetime) -> int:
