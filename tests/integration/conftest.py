@@ -31,6 +31,7 @@ from clara_results.settings import Settings
 from clara_results.store.database import Database
 from clara_results.wire.destinations import Destination, TestResult, TestStep
 from clara_results.wire.tasks import FileOutcome, Registration, ResultFile, Task
+from tests.conftest import eventually
 
 
 class FakeClock:
@@ -217,6 +218,9 @@ def local(
     settings = Settings(data=tmp_path, database=database_url, **policy)
     engine = host.open(settings, clock)
     service = LocalService(host.url, engine, clock, host.tested)
+    # What it removes at its start is over, so that a test's own rounds are the only ones.
+    eventually(lambda: engine.pruner._swept_at is not None, "the first round has begun")
+    engine.pruner.round()
     yield service
     service.close()
     engine.close()

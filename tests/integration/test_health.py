@@ -52,7 +52,8 @@ def test_status_says_how_the_service_stands(local: "LocalService") -> None:
     assert found["database"]["kind"] in {"sqlite", "postgresql"}
     assert 0 < found["database"]["milliseconds"] < 2000
     disks = {disk["folder"]: disk for disk in found["disks"]}
-    assert set(disks) == {"payloads"} | ({"database"} if found["database"]["kind"] == "sqlite" else set())  # fmt: skip
+    database = {"database"} if found["database"]["kind"] == "sqlite" else set()
+    assert set(disks) == {"payloads", "datasets"} | database
     assert all(0 < disk["freeBytes"] < disk["sizeBytes"] for disk in disks.values())
 
 
