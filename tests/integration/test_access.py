@@ -174,6 +174,17 @@ def test_the_contract_and_its_page_stay_open(
     assert call(local, None, path="/docs/assets/swagger-ui.css").status == 200
 
 
+def test_strange_addresses_of_pages_are_no_fault(
+    local: "LocalService", make_token: "TokenMaker"
+) -> None:
+    token = make_token("read")
+    assert call(local, None, path="/login?next=/%09/[").status == 200
+    assert call(local, token, path=f"/tasks?before={'9' * 5000}").status == 200
+    part = {"HX-Request": "true", "HX-Current-URL": "http://["}
+    answer = local.call("GET", "/tasks", headers=part)
+    assert (answer.status, answer.headers["HX-Redirect"]) == (204, "/login?next=%2F")
+
+
 def test_a_caller_is_refused_before_its_body_is_looked_at(
     local: "LocalService", make_token: "TokenMaker"
 ) -> None:

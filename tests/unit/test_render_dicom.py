@@ -94,6 +94,44 @@ def test_compressed_images_are_decoded(folder: Path, write_ct: "CtWriter") -> No
     check_places(read(folder, only(folder).density), AXIAL)
 
 
+def test_each_slice_is_rescaled_as_it_says(folder: Path, write_ct: "CtWriter") -> None:
+    names = write_series(folder, write_ct)
+    for name in names[1:]:
+        spoil(folder, name, RescaleSlope="0.25")
+    image = read(folder, only(folder).density)
+    for number in range(SLICES):
+        expected = pixels(number)[1, 3] * (0.25 if number else 1) - 1024
+        assert image[3, 1, number] == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ImageOrientationPatient": [1, 0, 0]},
+        {"ImagePositionPatient": [1, 2]},
+        {"ImagePositionPatient": ["nan", 0, 0]},
+        {"ImagePositionPatient": ["1e400", 0, 0]},
+        {"PixelSpacing": [0, 1]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_an_image_that_is_nowhere_does_not_keep_back_the_others(
+    folder: Path, write_ct: "CtWriter", changes: dict[str, Any]
+) -> None:
+    write_ct(folder / "bad/x.dcm", SeriesInstanceUID="1.2.3.4", **of_slice(AXIAL, 0, **changes))
+    names = write_series(folder, write_ct)
+    made = planned(folder)
+    assert [group.density.uris for group in made.groups] == [names]
+    assert [verdict.uri for verdict in made.verdicts] == ["bad/x.dcm"]
+
+
+def test_a_slice_that_is_no_dicom_any_more_is_refused(folder: Path, write_ct: "CtWriter") -> None:
+    write_series(folder, write_ct)
+    path = folder / "4.dcm"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert verdicts(folder)["4.dcm"] == ("damaged", True)
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
 def test_an_enhanced_image_lies_where_its_frames_say(
     folder: Path, orientation: tuple[float, ...]

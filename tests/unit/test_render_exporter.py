@@ -139,6 +139,14 @@ def test_a_file_that_was_changed_is_refused_with_what_belongs_to_it(folder: Path
     assert keeper.published == {}
 
 
+def test_without_its_labels_a_volume_is_not_published(folder: Path) -> None:
+    made, keeper = delivery(folder), Keeper()
+    (folder / "op/ct.output.raw").write_bytes(b"other")
+    deliver(made, keeper)
+    assert made.uris(Outcome.REJECTED) == ALL
+    assert keeper.files == {}
+
+
 def test_labels_that_are_none_are_told_as_what_is_bad(folder: Path) -> None:
     write(volume(), folder / "op/ct.output.mhd")
     made, keeper = delivery(folder), Keeper()

@@ -98,6 +98,17 @@ def test_a_config_that_is_wrong_is_refused(folder: Path, text: str, code: str, s
     assert groups(made) == {"CT.mhd": []}
 
 
+def test_configs_of_one_volume_are_one_dataset(folder: Path) -> None:
+    write(volume(), folder / "CT.mhd")
+    for name in "liver", "tumour":
+        write(labels(), folder / f"{name}.mhd")
+        config = {"density": "CT.mhd", "seg_masks": [f"{name}.mhd"]}
+        (folder / f"{name}.meta").write_text(json.dumps(config))
+    made = planned(folder)
+    assert (groups(made), made.verdicts) == ({"CT.mhd": ["liver.mhd", "tumour.mhd"]}, [])
+    assert made.groups[0].others == ["liver.meta", "tumour.meta"]
+
+
 @pytest.mark.parametrize("end", [".mhd", ".mha", ".nii", ".nii.gz"])
 def test_an_output_belongs_to_its_volume_in_any_folder(folder: Path, end: str) -> None:
     write(volume(), folder / f"reader/1.2.3{end}")

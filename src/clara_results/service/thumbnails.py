@@ -55,14 +55,14 @@ class Thumbnails:
             self._end()
 
     def _made(self, file: BinaryIO) -> bytes:
-        child = self._child = self._child or ChildProcess(CHILD)
         try:
+            child = self._child = self._child or ChildProcess(CHILD)
             # The very file that was opened, not its name again.
             child.connection.send_bytes(f"/proc/{os.getpid()}/fd/{file.fileno()}".encode())
             if child.connection.poll(self._limit):
                 return child.connection.recv_bytes()
         except (EOFError, OSError):
-            pass  # the file has ended the child
+            pass  # the file has ended the child, or none could be started
         self._end()
         return b""
 

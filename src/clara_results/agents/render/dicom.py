@@ -63,6 +63,13 @@ class Slice:
     size: tuple[int, int]
 
     @property
+    def whole(self) -> bool:
+        """Tell whether it is a place: six and three finite numbers, and pixels of some size."""
+        numbers = [*self.orientation, *self.position, *self.spacing]
+        enough = (len(self.orientation), len(self.position)) == (6, 3)
+        return enough and all(map(math.isfinite, numbers)) and min(*self.spacing, *self.size) > 0
+
+    @property
     def normal(self) -> tuple[float, ...]:
         """Return the unit vector at right angles to the image."""
         return tuple(float(x) for x in np.cross(self.orientation[:3], self.orientation[3:]))
@@ -129,7 +136,8 @@ def place(header: Dataset) -> Slice | None:
         grey = header.SamplesPerPixel == 1 and int(header.get("NumberOfFrames") or 1) == 1
     except (AttributeError, TypeError, ValueError, IndexError):
         return None
-    return Slice(orientation, position, spacing, size) if grey else None
+    slice_ = Slice(orientation, position, spacing, size)
+    return slice_ if grey and slice_.whole else None
 
 
 def frames(header: Dataset) -> list[Slice]:
@@ -155,6 +163,8 @@ def frames(header: Dataset) -> list[Slice]:
             )
     except (AttributeError, KeyError, TypeError, ValueError, IndexError):
         raise Unshowable("its frames have no places", code=NOT_A_VOLUME) from None
+    if not all(one.whole for one in found):
+        raise Unshowable("the places of its frames can't be", code="damaged")
     if not found or len(found) != int(header.get("NumberOfFrames") or 1):
         raise Unshowable("its frames are not as many as it says", code="damaged")
     return found
@@ -310,11 +320,18 @@ def read_series(folder: Path, source: Source) -> SimpleITK.Image:
     """
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(folder / uri) for uri in source.uris])
+    if len({_rescale(folder / uri) for uri in source.uris}) > 1:
+        reader.SetOutputPixelType(SimpleITK.sitkFloat64)  # else all are read as the first is
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise Unshowable("one of its images can't be decoded", code="damaged") from error
     return _laid(image, source)
+
+
+def _rescale(path: Path) -> tuple[str, str]:
+    header = pydicom.dcmread(path, specific_tags=["RescaleSlope", "RescaleIntercept"], stop_before_pixels=True)  # fmt: skip
+    return str(header.get("RescaleSlope")), str(header.get("RescaleIntercept"))
 
 
 def read_frames(folder: Path, source: Source) -> SimpleITK.Image:

@@ -190,7 +190,8 @@ class _Publishing:
     def _stage(self, files: Iterable[ResultFile]) -> bool:
         """Copy the task's files, so that they stay as they are; say whether there is anything to be done.
 
-        If one is not there (yet), nothing is done in this attempt: what it belongs to can't be known.
+        If one can't be had, nothing is done: what it belongs to can't be known, and without it another file could be taken
+        for what it is not.
         """
         faults: dict[str, FileRejected] = {}
         for file in files:
@@ -202,11 +203,12 @@ class _Publishing:
         waits = any(fault.code == MISSING for fault in faults.values())
         for uri, fault in faults.items():
             self._told(uri, Outcome.RETRY if fault.code == MISSING else Outcome.REJECTED, fault)
-        if waits:
-            later = Unshowable("another file of the task is missing", code=MISSING)
+        if faults:
+            outcome = Outcome.RETRY if waits else Outcome.REJECTED
+            why = Unshowable("another file of the task is missing", code=MISSING)
             for uri in self._files:
-                self._told(uri, Outcome.RETRY, later)
-        return bool(self._files) and not waits
+                self._told(uri, outcome, why if waits else incomplete())
+        return bool(self._files) and not faults
 
     def _copy(self, file: ResultFile) -> None:
         path = self._path(file.uri)

@@ -23,6 +23,7 @@ from clara_results.agents.render.segmentation import segmentation_of
 from clara_results.agents.render.source import Group, Kind, LabelSource, Plan, Source, Verdict
 
 CONFIG = ".meta"
+DICOM_END = ".dcm"
 OUTPUT = ".output"
 """What the stem of a label map ends with, after its volume's."""
 CONFIG_LIMIT = 1 << 20
@@ -101,7 +102,13 @@ class _Planner:
         if end in files.NIFTI:
             return files.open_nifti(self._folder, uri)
         path = self._folder / uri
-        return dicom.read_image(path, uri) if dicom.is_dicom(path) else None
+        if dicom.is_dicom(path):
+            return dicom.read_image(path, uri)
+        if (
+            PurePosixPath(uri).suffix.lower() == DICOM_END
+        ):  # passed over, it would leave its series a slice short
+            raise Unshowable("it can't be read as DICOM", code="damaged")
+        return None
 
     def _open_images(self, images: Iterable[dicom.Image]) -> None:
         single = []
@@ -130,7 +137,13 @@ class _Planner:
                 except Unshowable as fault:
                     self._faults[uri] = fault
                     continue
-                self._drafts.append(draft)
+                # Two that name one volume are one dataset: it is known by its volume.
+                known = next((one for one in self._drafts if one.density == draft.density), None)
+                if known is None:
+                    self._drafts.append(draft)
+                else:
+                    known.labels += draft.labels
+                    known.others += draft.others
 
     def _read_config(self, uri: str) -> _Draft:
         config = _json(self._folder / uri)

@@ -47,6 +47,10 @@ def segmentation_of(image: Image) -> Source:
     )
 
 
+LAYER_LIMIT = 10_000
+"""Slices of a segmentation, those where it marks nothing included."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One thing that a segmentation marks: its number, what it is called, and its colour as ``#rrggbb`` if it has one."""
@@ -166,6 +170,8 @@ def _own_grid(header: Dataset, places: Sequence[Slice], images: Grid | None) -> 
     else:
         raise Unshowable("its frames are not at equal distances", code="series-uneven")
     count = round((last.height - first.height) / distance) + 1
+    if count > LAYER_LIMIT:
+        raise Unshowable(f"it reaches over more than {LAYER_LIMIT:,} slices", code="too-large")
     normal = first.normal
     layers = [
         Slice(

@@ -180,7 +180,10 @@ def local(place: str | None) -> str:
     """Return a page of this console that somebody wanted to see; the first one, if that is none."""
     if not place or not place.startswith("/") or place.startswith(("//", "/\\")):
         return "/"
-    parts = urlsplit(place)
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return "/"
     return "/" if parts.netloc or parts.scheme else place
 
 
@@ -188,9 +191,16 @@ def _to_sign_in(request: Request, error: Unauthenticated) -> Response:
     url = request.url
     place = url.path + (f"?{url.query}" if url.query else "")
     if is_part(request) or request.method != "GET":
-        place = urlsplit(request.headers.get("hx-current-url", "/")).path
+        place = _path(request.headers.get("hx-current-url", "/"))
     why = "" if error.code == Unauthenticated.code else f"&why={error.code}"
     return go_to(request, f"/login?next={quote(place, safe='')}{why}")
+
+
+def _path(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return "/"
 
 
 def _nothing(_scope: str) -> bool:

@@ -271,7 +271,9 @@ def _asked(query: Mapping[str, str], now: datetime) -> Asked:
         if name in given:
             fields[name] = _moment(name, given[name], faults)
     cursors = {name: given.pop(name, "") for name in ("before", "after")}
-    before, after = (int(text) if text.isdecimal() else None for text in cursors.values())
+    before, after = (
+        int(text) if text.isdecimal() and len(text) < 19 else None for text in cursors.values()
+    )
     which = TaskFilter(**fields)
     try:
         selection.chosen(which, patients=False)
