@@ -8,12 +8,12 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
-import urllib3
 from playwright.sync_api import Browser, sync_playwright
 
 from clara_results.client import ResultsClient
 from clara_results.wire.tasks import Registration, SuccessReport
 from tests.conftest import eventually
+from tests.support.event_reader import EventReader
 
 if TYPE_CHECKING:
     from tests.conftest import Service, ServiceStarter
@@ -36,32 +36,6 @@ new MutationObserver(() => {
 }).observe(document, {childList: true, subtree: true, attributeFilter: ["data-task"]});
 """
 """Notes for each task when its row was there first."""
-
-
-class Stream:
-    """A stream of events that is read to its end in a thread; ``count`` is how many came."""
-
-    def __init__(self, url: str) -> None:
-        self.count = 0
-        self._pool = urllib3.PoolManager(retries=False)
-        self._answer = self._pool.request(
-            "GET", f"{url}/api/events", preload_content=False, timeout=urllib3.Timeout(60)
-        )
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        rest = b""
-        for data in self._answer.stream(1 << 16):
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop()
-            self.count += lines.count(b"event: task")
-
-    def close(self) -> None:
-        """Wait for the stream's end: that of the service."""
-        self._thread.join(60)
-        self._answer.close()
-        self._pool.clear()
 
 
 class Flow:
@@ -119,7 +93,9 @@ def test_a_page_shows_each_of_50_tasks_a_second_within_one(
     page.wait_for_selector("html[data-ready='true']", state="attached")
     flow = Flow(watched.url)
     with ExitStack() as open_streams:
-        streams = [open_streams.enter_context(closing(Stream(watched.url))) for _ in range(STREAMS)]
+        streams = [
+            open_streams.enter_context(closing(EventReader(watched.url))) for _ in range(STREAMS)
+        ]
         flowing = threading.Thread(target=flow.run, args=(SECONDS,))
         flowing.start()
         while flowing.is_alive():

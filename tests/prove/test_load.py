@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-import urllib3
 
 from benchmarks.queue.clients import Connection, ResultsService, new_mark
 from tests.conftest import eventually
+from tests.support.event_reader import EventReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,32 +41,6 @@ def status(service: "Service", name: str) -> int:
     text = Path(f"/proc/{service.pid}/status").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1])
-
-
-class EventReader:
-    """Reads the stream of events in a thread, and counts them."""
-
-    def __init__(self, service: "Service") -> None:
-        self.count = 0
-        self._pool = urllib3.PoolManager(retries=False)
-        self._answer = self._pool.request(
-            "GET", f"{service.url}/api/events", preload_content=False, timeout=urllib3.Timeout(60)
-        )
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        rest = b""
-        for data in self._answer.stream(1 << 16):
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop()
-            self.count += lines.count(b"event: task")
-
-    def close(self) -> None:
-        """Wait for the stream's end: that of the service."""
-        self._thread.join(60)
-        self._answer.close()
-        self._pool.clear()
 
 
 class Counted:
@@ -102,7 +75,7 @@ def running(service: "ServiceStarter", database_url: str) -> "Iterator[Service]"
 
 
 def test_memory_stays_flat_over_200_000_tasks(running: "Service") -> None:
-    with closing(EventReader(running)) as reader:
+    with closing(EventReader(running.url)) as reader:
         sizes: list[int] = []
         begin = time.monotonic()
         for _ in range(TASKS // STEP):

@@ -138,12 +138,10 @@ class _Planner:
                     self._faults[uri] = fault
                     continue
                 # Two that name one volume are one dataset: it is known by its volume.
-                known = next((one for one in self._drafts if one.density == draft.density), None)
-                if known is None:
-                    self._drafts.append(draft)
-                else:
-                    known.labels += draft.labels
-                    known.others += draft.others
+                known = self._draft_at(draft.density)
+                known.name = known.name or draft.name
+                known.labels += draft.labels
+                known.others += draft.others
 
     def _read_config(self, uri: str) -> _Draft:
         config = _json(self._folder / uri)

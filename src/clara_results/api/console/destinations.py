@@ -102,18 +102,14 @@ async def test(request: Request, engine: EngineDep, name: str) -> Response:
 async def pause(request: Request, engine: EngineDep, name: str) -> Response:
     """Let no more tasks for a destination be claimed."""
     await engine.write(lambda tx: destinations.pause(tx, name, engine.clock))
-    return (
-        await _page(request, engine, name) if is_part(request) else go_to(request, _address(name))
-    )
+    return await _again(request, engine, name)
 
 
 @router.post(ONE + "/resume")
 async def resume(request: Request, engine: EngineDep, name: str) -> Response:
     """Let tasks for a destination be claimed again."""
     await engine.write(lambda tx: destinations.resume(tx, name))
-    return (
-        await _page(request, engine, name) if is_part(request) else go_to(request, _address(name))
-    )
+    return await _again(request, engine, name)
 
 
 @router.post(ONE + "/delete")
@@ -125,6 +121,13 @@ async def remove(request: Request, engine: EngineDep, name: str) -> Response:
 
 async def _find(engine: Engine, name: str) -> DestinationView:
     return await engine.read(lambda connection: destinations.find(connection, name))
+
+
+async def _again(request: Request, engine: Engine, name: str) -> Response:
+    """Return a destination's page after something was done: as a part, or by sending the browser there."""
+    if is_part(request):
+        return await _page(request, engine, name)
+    return go_to(request, _address(name))
 
 
 async def _page(request: Request, engine: Engine, name: str) -> Response:
